@@ -1,0 +1,17 @@
+"""Errors a user can cause and mend; each message names the cause, the value and the remedy."""
+
+
+class NerfmatchError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ConfigError(NerfmatchError):
+    """A configuration file or option is wrong."""
+
+
+class DataError(NerfmatchError):
+    """An image, pose, camera or data set cannot be used."""
+
+
+class MapError(NerfmatchError):
+    """A map on disk is missing, damaged, incomplete or of another version."""
