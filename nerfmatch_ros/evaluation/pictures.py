@@ -1,0 +1,113 @@
+"""Pictures of an evaluation: the trajectory seen from above, and the worst queries."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+import textwrap
+from typing import Any
+
+from matplotlib.figure import Figure
+import numpy as np
+
+from nerfmatch_ros.evaluation.metrics import pose_errors
+from nerfmatch_ros.files import written_atomically
+
+AXES = 'xyz'
+
+
+def plane_of_largest_extent(points: np.ndarray) -> tuple[int, int]:
+    """Give the two map axes along which points (N, 3) spread most, in the order x, y, z."""
+    spread = np.ptp(points, axis=0)
+    first, second = sorted(np.argsort(-spread, kind='stable')[:2])
+    return int(first), int(second)
+
+
+def draw_trajectory(
+    results: Sequence[Any], map_poses: np.ndarray, path: Path,
+) -> None:
+    """
+    Draw map cameras, true and estimated query positions along the two axes of largest extent.
+
+    results: `QueryResult`s; map_poses: (K, 4, 4) map_from_camera, metres.
+    """
+    true = np.array([result.image.map_from_camera[:3, 3] for result in results])
+    found = np.array([result.estimate.map_from_camera is not None for result in results])
+    errors = pose_errors([result.estimate.map_from_camera for result in results],
+                         [result.image.map_from_camera for result in results])
+    map_centres = np.asarray(map_poses)[:, :3, 3]
+    everything = np.concatenate([map_centres, true])
+    a, b = plane_of_largest_extent(everything)
+    figure = Figure(figsize=(9, 7), layout='constrained')
+    axes = figure.subplots()
+    axes.scatter(map_centres[:, a], map_centres[:, b], s=9, c='0.75', label='map cameras')
+    axes.scatter(true[:, a], true[:, b], s=28, facecolors='none', edgecolors='k', linewidths=0.7,
+                 label='queries, true')
+    if found.any():
+        estimated = np.array([
+            result.estimate.map_from_camera[:3, 3]
+            for result in results if result.estimate.map_from_camera is not None])
+        for start, end in zip(true[found], estimated):
+            axes.plot([start[a], end[a]], [start[b], end[b]], c='0.4', linewidth=0.6, zorder=1)
+        centimetres = 100 * errors.translation[found]
+        colours = axes.scatter(
+            estimated[:, a], estimated[:, b], s=16, c=centimetres, cmap='viridis', marker='o',
+            norm='log' if (centimetres > 0).all() else None, label='queries, estimated')
+        figure.colorbar(colours, label='position error [cm]')
+    if not found.all():
+        lost = true[~found]
+        axes.scatter(lost[:, a], lost[:, b], s=40, c='r', marker='x', label='not localized')
+    # One false pose far outside would shrink everything else to a dot.
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    margin = max(0.1 * (high - low).max(), 0.05)
+    axes.set_xlim(low[a] - margin, high[a] + margin)
+    axes.set_ylim(low[b] - margin, high[b] + margin)
+    axes.set_aspect('equal')
+    axes.set_xlabel(f'{AXES[a]} [m]')
+    axes.set_ylabel(f'{AXES[b]} [m]')
+    axes.set_title(f'{found.sum()} of {len(results)} queries localized')
+    axes.legend(loc='best', fontsize='small')
+    _save(figure, path)
+
+
+def draw_worst(
+    results: Sequence[Any], render: Callable[..., np.ndarray], path: Path, *, count: int = 6,
+    width: int = 320,
+) -> None:
+    """
+    Draw the worst queries beside the field's picture at the estimated pose; failures first.
+
+    render: (camera, map_from_camera) -> uint8 (H, W, 3); pictures are at most `width` pixels wide.
+    """
+    errors = pose_errors([result.estimate.map_from_camera for result in results],
+                         [result.image.map_from_camera for result in results])
+    order = np.lexsort((-errors.rotation, -errors.translation))[:count]
+    figure = Figure(figsize=(7, 2.8 * len(order)), layout='constrained')
+    rows = figure.subplots(len(order), 2, squeeze=False)
+    for (photo, picture), index in zip(rows, order):
+        result = results[index]
+        estimate = result.estimate
+        photo.imshow(result.image.rgb())
+        photo.set_title(result.image.name, fontsize=8)
+        if estimate.map_from_camera is None:
+            reason = textwrap.fill(estimate.reason, 40)
+            picture.text(0.5, 0.5, f'not localized:\n{reason}', ha='center', va='center',
+                         transform=picture.transAxes, fontsize=8, color='r')
+            picture.set_aspect(result.image.camera.height / result.image.camera.width)
+        else:
+            camera = result.image.camera
+            if camera.width > width:
+                camera = camera.scaled_to(width, round(camera.height * width / camera.width))
+            picture.imshow(render(camera, estimate.map_from_camera))
+            picture.set_title(
+                f'rendered at the estimate: {100 * errors.translation[index]:.1f} cm, '
+                f'{errors.rotation[index]:.2f} deg, std {100 * estimate.position_std:.1f} cm',
+                fontsize=8)
+        for axis in (photo, picture):
+            axis.set_xticks([])
+            axis.set_yticks([])
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_atomically(path) as temporary:
+        # Without the program's name and version the same run gives the same bytes.
+        figure.savefig(temporary, dpi=110, metadata={'Software': None})
