@@ -7,9 +7,8 @@ A pose is map_from_camera: t is the camera centre in metres, q turns camera axes
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from nerfmatch_ros.errors import DataError
+import numpy as np
 
 
 def quaternion_from_rotation(rotation: np.ndarray) -> np.ndarray:
@@ -50,6 +49,15 @@ def pose_from_numbers(numbers: Sequence[float]) -> np.ndarray:
     pose[:3, :3] = rotation_from_quaternion(values[3:])
     pose[:3, 3] = values[:3]
     return pose
+
+
+def parse_pose(text: str) -> np.ndarray:
+    """Give map_from_camera (4, 4) of the text `tx ty tz qx qy qz qw`; commas may part numbers."""
+    try:
+        numbers = [float(word) for word in text.replace(',', ' ').split()]
+    except ValueError as error:
+        raise DataError(f"the pose '{text}' is not `tx ty tz qx qy qz qw`: {error}") from error
+    return pose_from_numbers(numbers)
 
 
 def numbers_from_pose(pose: np.ndarray) -> np.ndarray:

@@ -11,14 +11,13 @@ from pathlib import Path
 import time
 from typing import Any
 
-import numpy as np
-
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.tum import format_tum
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.evaluation import metrics
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
+import numpy as np
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ denominator and in every median.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nerfmatch_ros.geometry.pose import pose_difference
 import numpy as np
+import torch
 
 # name: (metres, degrees); the limit of '1pct_extent_1deg' is a share of the map's extent.
 RECALL_LIMITS = {
@@ -36,34 +38,14 @@ class PoseErrors:
         return len(self.translation)
 
 
-def rotation_vector(rotation: np.ndarray) -> np.ndarray:
-    """Give axis times angle, (3,) radians, of a rotation (3, 3), accurate near 0 and near pi."""
-    skew = np.array([
-        rotation[2, 1] - rotation[1, 2],
-        rotation[0, 2] - rotation[2, 0],
-        rotation[1, 0] - rotation[0, 1],
-    ]) / 2  # axis times sine
-    sine, cosine = np.linalg.norm(skew), (np.trace(rotation) - 1) / 2
-    angle = np.arctan2(sine, cosine)
-    if cosine > 0:
-        return skew if sine < 1e-9 else skew * (angle / sine)
-    # Near pi the sine fades: the axis comes from the symmetric part, a a' (1 - cos) + cos I.
-    outer = ((rotation + rotation.T) / 2 - cosine * np.eye(3)) / (1 - cosine)
-    axis = outer[:, np.argmax(np.diagonal(outer))]
-    axis = axis / np.linalg.norm(axis)
-    return angle * (-axis if axis @ skew < 0 else axis)
-
-
-def pose_difference(estimated: np.ndarray, true: np.ndarray) -> np.ndarray:
+def difference(estimated: np.ndarray, true: np.ndarray) -> np.ndarray:
     """
-    Give the 6 numbers that move the estimated pose onto the true one: p + d[:3], Exp(d[3:]) R.
+    Give the six numbers that move an estimated pose onto the true one (`geometry.pose.perturb`).
 
     estimated, true: (4, 4) map_from_camera; result: (6,) metres and radians, map axes.
     """
-    return np.concatenate([
-        true[:3, 3] - estimated[:3, 3],
-        rotation_vector(true[:3, :3] @ estimated[:3, :3].T),
-    ])
+    poses = (torch.from_numpy(np.asarray(pose, dtype=np.float64)) for pose in (estimated, true))
+    return pose_difference(*poses).numpy()
 
 
 def pose_errors(
@@ -75,9 +57,9 @@ def pose_errors(
     translation, rotation = np.full(len(true), np.inf), np.full(len(true), np.inf)
     for i, (pose, truth) in enumerate(zip(estimated, true)):
         if pose is not None and np.isfinite(pose).all():
-            difference = pose_difference(pose, truth)
-            translation[i] = np.linalg.norm(difference[:3])
-            rotation[i] = np.degrees(np.linalg.norm(difference[3:]))
+            delta = difference(pose, truth)
+            translation[i] = np.linalg.norm(delta[:3])
+            rotation[i] = np.degrees(np.linalg.norm(delta[3:]))
     return PoseErrors(translation, rotation)
 
 
@@ -132,9 +114,9 @@ def average_nees(
     for pose, truth, covariance in zip(estimated, true, covariances):
         if pose is None or covariance is None or not np.isfinite(covariance).all():
             continue
-        difference = pose_difference(pose, truth)
+        delta = difference(pose, truth)
         try:
-            values.append(float(difference @ np.linalg.solve(covariance, difference)))
+            values.append(float(delta @ np.linalg.solve(covariance, delta)))
         except np.linalg.LinAlgError:
             values.append(float('inf'))
     return float(np.mean(values)) if values else float('nan')

@@ -6,10 +6,9 @@ import textwrap
 from typing import Any
 
 from matplotlib.figure import Figure
-import numpy as np
-
 from nerfmatch_ros.evaluation.metrics import pose_errors
 from nerfmatch_ros.files import written_atomically
+import numpy as np
 
 AXES = 'xyz'
 

@@ -1,0 +1,192 @@
+"""
+The command line: `nerfmatch build | localize | evaluate | inspect | render | demo`.
+
+Each verb is one function that chooses the device, reads the inputs and hands on to the module that
+does the work. Those modules import torch and are imported only when the verb runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import sys
+from typing import Annotated, Literal
+
+from nerfmatch_ros.errors import DataError, NerfmatchError
+import tyro
+from tyro.conf import arg, Positional
+
+Device = Annotated[str, arg(help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')]
+MapFolder = Annotated[Path, arg(help='folder of the map')]
+Split = Annotated[
+    Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")]
+
+
+def build(
+    *,
+    images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
+    output: Annotated[Path, arg(help='folder of the map; a build that was cut short goes on')],
+    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
+    minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
+    split: Split = 'train',
+    device: Device = 'auto',
+) -> None:
+    """Make a map from posed photographs."""
+    from nerfmatch_ros.config import choose_device, load_config
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
+    if minutes is not None and not minutes > 0:
+        raise DataError(f'--minutes {minutes} leaves no time; give a positive number')
+    build_map(
+        read_posed_images(images, _named(split)), output, load_config(BuildConfig, config),
+        device=choose_device(device), minutes=minutes)
+
+
+def localize(
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar='IMAGE...', help='photographs')],
+    *,
+    map: MapFolder,
+    camera: Annotated[Path | None, arg(
+        help='YAML file with model, width, height, fx, fy, cx, cy, distortion; else the camera '
+             'that a transforms.json has for the photograph, else the one of the map')] = None,
+    device: Device = 'auto',
+) -> None:
+    """Print where photographs were taken, one line of JSON each."""
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.localization.localize_files import localize_files
+    if not images:
+        raise DataError('no photograph is named; give at least one file')
+    given = None if camera is None else read_camera(camera)
+    for record in localize_files(_load(map, device), images, given):
+        print(json.dumps(record, allow_nan=False), flush=True)
+
+
+def evaluate(
+    *,
+    map: MapFolder,
+    images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
+    output: Annotated[Path, arg(help='folder for report.json, poses.tum, errors.csv, pictures')],
+    split: Split = 'test',
+    device: Device = 'auto',
+) -> None:
+    """Localize photographs whose poses are known and report the errors."""
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.evaluation.evaluate import evaluate as evaluate_map
+    queries = read_posed_images(images, _named(split))
+    report = evaluate_map(_load(map, device), queries, output)
+    _print_table('evaluation', report)
+
+
+def inspect(
+    map: Annotated[Positional[Path], arg(metavar='MAP', help='folder of the map')],
+    *,
+    json: Annotated[bool, arg(help='print JSON instead of a table')] = False,
+) -> None:
+    """Check a map and show what it holds."""
+    from nerfmatch_ros.evaluation.evaluate import json_ready
+    from nerfmatch_ros.scene_map import SceneMap
+    summary = json_ready(SceneMap.load(map).summary())
+    if json:
+        _print_json(summary)
+    else:
+        _print_table(str(map), summary)
+
+
+def render(
+    *,
+    map: MapFolder,
+    output: Annotated[Path, arg(help='folder for 000000.png, 000001.png, ...')],
+    pose: Annotated[str | None, arg(
+        metavar="'X Y Z QX QY QZ QW'", help='camera centre in metres and quaternion')] = None,
+    trajectory: Annotated[Path | None, arg(help='TUM file, one pose a line')] = None,
+    camera: Annotated[Path | None, arg(help='YAML file; else the camera of the map')] = None,
+    device: Device = 'auto',
+) -> None:
+    """Write pictures of the map as cameras at given poses would see it."""
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.data.tum import parse_pose, read_tum
+    from nerfmatch_ros.localization.render_views import default_camera, render_views
+    if (pose is None) == (trajectory is None):
+        raise DataError('give either --pose or --trajectory')
+    if trajectory is not None:
+        poses = [pose_of_line for _, pose_of_line in read_tum(trajectory)]
+    else:
+        poses = [parse_pose(pose)]
+    given = None if camera is None else read_camera(camera)
+    localizer = _load(map, device)
+    view = given or default_camera(localizer.scene_map.cameras)
+    for path in render_views(localizer, view, poses, output):
+        print(path)
+
+
+def demo(
+    *,
+    queries: Annotated[int, arg(help='number of images of the drive')] = 40,
+    output: Annotated[Path, arg(help='folder for the report and the pictures')] = Path('out/demo'),
+    ros: Annotated[Literal['auto', 'yes', 'no'], arg(
+        help='through the ROS node; auto: where rclpy can be imported')] = 'auto',
+    map: Annotated[Path | None, arg(help='folder of the map; else the one shipped')] = None,
+) -> int:
+    """Localize a drive through a synthetic room with the map that comes with the package."""
+    from nerfmatch_ros.demo import run_demo
+    return run_demo(queries=queries, output=output, ros=ros, map_folder=map)
+
+
+VERBS = {
+    'build': build, 'localize': localize, 'evaluate': evaluate, 'inspect': inspect,
+    'render': render, 'demo': demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0: done, 1: the demo missed its accuracy, 2: an error the user can mend."""
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            VERBS, prog='nerfmatch', args=arguments,
+            description='Camera localization in a NeRF map.',
+            config=(tyro.conf.FlagCreatePairsOff,))
+    except NerfmatchError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+    return status or 0
+
+
+def _named(split: str) -> str | None:
+    return None if split == 'all' else split
+
+
+def _load(folder: Path, device: str):
+    from nerfmatch_ros.config import choose_device
+    from nerfmatch_ros.localization.localizer import Localizer
+    return Localizer.load(folder, device=choose_device(device))
+
+
+def _print_json(value: dict) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_table(title: str, values: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    table = Table(title=title, title_justify='left')
+    table.add_column('what')
+    table.add_column('value', justify='right')
+    for name, value in _flat(values):
+        table.add_row(name, f'{value:.4g}' if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _flat(values: dict, prefix: str = ''):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f'{prefix}{name}.')
+        else:
+            yield prefix + name, '-' if value is None else value
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Localize image files one by one and describe each result in plain values."""
+
+from collections.abc import Iterator, Sequence
+import math
+from pathlib import Path
+import time
+from typing import Any
+
+from nerfmatch_ros.data.photograph import read_photograph
+from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.localization.absolute_pose import PoseEstimate
+
+
+def localize_files(
+    localizer: Any, paths: Sequence[Path], camera: Camera | None = None,
+) -> Iterator[dict]:
+    """
+    Give one record an image as it is done, ready for JSON.
+
+    localizer: a `Localizer`; camera: of all images, or None to look it up for each.
+    """
+    # Every file is opened before the first result: a wrong name at the end costs no waiting.
+    images = [read_photograph(path, camera, localizer.scene_map.cameras) for path in paths]
+    for path, image in zip(paths, images):
+        image.rgb()
+        start = time.perf_counter()
+        estimate = localizer.localize(image)
+        yield record(str(path), estimate, time.perf_counter() - start)
+
+
+def record(name: str, estimate: PoseEstimate, seconds: float) -> dict:
+    """Describe an estimate: metres, radians; null where there is no value."""
+    found = estimate.map_from_camera is not None
+    std = estimate.position_std
+    return {
+        'name': name,
+        'map_from_camera': estimate.map_from_camera.tolist() if found else None,
+        'reason': estimate.reason,
+        'inliers': estimate.inliers,
+        'matches': estimate.matches,
+        'position_std_m': float(std) if math.isfinite(std) else None,
+        'covariance': None if estimate.covariance is None else estimate.covariance.tolist(),
+        'seconds': round(seconds, 4),
+    }

@@ -1,0 +1,165 @@
+"""The localizer node run as a process of its own, and the other end of its topics."""
+
+import array
+from collections.abc import Mapping
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from geometry_msgs.msg import PoseStamped
+import nerfmatch_ros
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.data.tum import pose_from_numbers
+from nerfmatch_ros.errors import NerfmatchError
+from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.localization.absolute_pose import PoseEstimate
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image
+
+DISTORTION_MODELS = {
+    'PINHOLE': 'plumb_bob', 'OPENCV': 'plumb_bob', 'OPENCV_FISHEYE': 'equidistant',
+    'RATIONAL': 'rational_polynomial',
+}
+
+
+class NodeClient:
+    """
+    Sends images to a localizer node and waits for the pose of each.
+
+    Used as a context: the node starts on entry and is stopped on exit. Both ends share a domain
+    that depends on this process and keep to this machine, so nothing else hears them.
+    """
+
+    def __init__(self, map_folder: Path, log: Path, parameters: Mapping[str, str] | None = None):
+        """Prepare; log: file for what the node prints; parameters: of the node, name to text."""
+        self._log_path = log
+        values = {'map_path': str(Path(map_folder).resolve()), **(parameters or {})}
+        self._command = [sys.executable, '-m', 'nerfmatch_ros.ros.localizer_node', '--ros-args']
+        for name, value in values.items():
+            self._command += ['-p', f'{name}:={value}']
+        self._domain = 1 + os.getpid() % 100  # above 101 the ports may be taken by the system
+        self._process: subprocess.Popen | None = None
+        self._poses: dict[tuple[int, int], PoseStamped] = {}
+
+    def __enter__(self) -> 'NodeClient':
+        """Start the node and wait until it listens."""
+        os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=self._domain)
+        self._node = rclpy.create_node('nerfmatch_client', context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._images = self._node.create_publisher(Image, 'image', 1)
+        self._infos = self._node.create_publisher(CameraInfo, 'camera_info', 1)
+        # Receives from a reliable and from a best-effort publisher alike.
+        quality = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._answers = self._node.create_subscription(
+            PoseStamped, 'pose', self._on_pose, quality)
+        try:
+            self._start_process()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        """Stop the node as Ctrl-C does, harder if that does not help."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._executor.shutdown()
+        self._node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def localize(self, image: PosedImage, timeout: float = 10.0) -> PoseEstimate:
+        """
+        Publish the image and wait for its pose; the pose alone comes back, without covariance.
+
+        timeout: seconds to wait; the node publishes nothing for an image that it cannot localize.
+        """
+        info = camera_info_message(image.camera)
+        message = image_message(image.rgb())
+        stamp = self._node.get_clock().now().to_msg()
+        info.header.stamp = message.header.stamp = stamp
+        info.header.frame_id = message.header.frame_id = 'camera_optical_frame'
+        self._infos.publish(info)
+        self._images.publish(message)
+        key = (stamp.sec, stamp.nanosec)
+        self._spin_until(lambda: key in self._poses, timeout)
+        answer = self._poses.pop(key, None)
+        if answer is None:
+            return PoseEstimate(
+                map_from_camera=None, reason=f'no pose within {timeout:g} s', covariance=None,
+                inliers=0, matches=0, reprojection_error=float('nan'))
+        p, q = answer.pose.position, answer.pose.orientation
+        return PoseEstimate(
+            map_from_camera=pose_from_numbers((p.x, p.y, p.z, q.x, q.y, q.z, q.w)), reason='',
+            covariance=None, inliers=0, matches=0, reprojection_error=float('nan'))
+
+    def _on_pose(self, message: PoseStamped):
+        self._poses[message.header.stamp.sec, message.header.stamp.nanosec] = message
+
+    def _start_process(self):
+        # The node runs the same code as this process, whether that is installed or a work tree.
+        source = str(Path(nerfmatch_ros.__file__).resolve().parents[1])
+        paths = [source, *filter(None, [os.environ.get('PYTHONPATH')])]
+        environment = {
+            **os.environ, 'ROS_DOMAIN_ID': str(self._domain),
+            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'PYTHONPATH': os.pathsep.join(paths),
+        }
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._log_path, 'wb') as log:
+            self._process = subprocess.Popen(
+                self._command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        connected = self._spin_until(lambda: (
+            self._images.get_subscription_count() and self._infos.get_subscription_count()
+            and self._node.count_publishers('pose')), 120.0)
+        if not connected:
+            raise NerfmatchError(f'the localizer node did not listen within 120 s{self._tail()}')
+
+    def _spin_until(self, done, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not done():
+            if self._process.poll() is not None:
+                raise NerfmatchError(
+                    f'the localizer node ended with code {self._process.returncode}{self._tail()}')
+            if time.monotonic() > deadline:
+                return False
+            self._executor.spin_once(timeout_sec=0.05)
+        return True
+
+    def _tail(self) -> str:
+        lines = self._log_path.read_text(encoding='utf-8', errors='replace').splitlines()
+        return '; its last lines:\n' + '\n'.join(lines[-12:])
+
+
+def image_message(rgb: np.ndarray) -> Image:
+    """Make a message of a picture (H, W, 3), uint8 RGB."""
+    message = Image(height=rgb.shape[0], width=rgb.shape[1], encoding='rgb8', step=3 * rgb.shape[1])
+    data = array.array('B')  # the one type that rclpy takes without a copy element by element
+    data.frombytes(np.ascontiguousarray(rgb).tobytes())
+    message.data = data
+    return message
+
+
+def camera_info_message(camera: Camera) -> CameraInfo:
+    """Make a message of a camera; both count pixels from the centre of the first one."""
+    matrix = camera.matrix()
+    projection = np.concatenate([matrix, np.zeros((3, 1))], axis=1)
+    distortion = tuple(camera.distortion)
+    if camera.model in ('PINHOLE', 'OPENCV'):
+        distortion = (*(distortion or (0.0,) * 4), 0.0)  # plumb_bob has k3 as well
+    return CameraInfo(
+        width=camera.width, height=camera.height, distortion_model=DISTORTION_MODELS[camera.model],
+        d=list(distortion), k=matrix.ravel().tolist(), r=np.eye(3).ravel().tolist(),
+        p=projection.ravel().tolist())
