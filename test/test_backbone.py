@@ -5,6 +5,9 @@ from nerfmatch_ros.matching.backbone import (
     COARSE_STRIDE,
     ConvFormerBackbone,
     FINE_STRIDE,
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    make_timm_backbone,
     TimmPyramidBackbone,
 )
 from official_parity import Fixture, needs_fixtures, official_weights, part
@@ -50,6 +53,21 @@ def test_both_maps_teach_all_weights(build):
     coarse, fine = backbone(torch.randn(2, 3, 64, 64))
     (coarse.square().mean() + fine.square().mean()).backward()
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize('name, kind', [('convformer_s18', ConvFormerBackbone),
+                                        ('resnet18', TimmPyramidBackbone)])
+@torch.no_grad()
+def test_unit_range_images_are_normalised_first(name, kind):
+    unit_range = make_timm_backbone(name, fine=True).eval()
+    assert isinstance(unit_range.backbone, kind)
+    assert unit_range.coarse_channels == unit_range.backbone.coarse_channels
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    mean, deviation = (torch.tensor(values)[:, None, None]
+                       for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    expected = unit_range.backbone((image - mean) / deviation)
+    for found, wanted in zip(unit_range(image), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_sizes_that_no_stride_divides_are_refused():

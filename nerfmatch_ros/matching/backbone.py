@@ -1,7 +1,8 @@
 """Image features at 1/8 and 1/2 resolution from networks of timm, which is imported nowhere else.
 
-Both backbones take images (B, 3, H, W), RGB with ImageNet's mean and deviation taken out, H and W
-multiples of `COARSE_STRIDE`, and give coarse (B, C, H/8, W/8) and fine (B, Cf, H/2, W/2) maps.
+`ConvFormerBackbone` and `TimmPyramidBackbone` take images (B, 3, H, W), RGB with ImageNet's mean
+and deviation taken out, H and W multiples of `COARSE_STRIDE`, and give a coarse map
+(B, C, H/8, W/8) and a fine map (B, Cf, H/2, W/2).
 """
 
 from nerfmatch_ros.errors import ConfigError, DataError
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 
 COARSE_STRIDE = 8
 FINE_STRIDE = 2
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B in [0, 1]
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 def _create(name: str, *, pretrained: bool, out_indices: tuple[int, ...]) -> nn.Module:
@@ -118,3 +121,24 @@ class TimmPyramidBackbone(nn.Module):
             fused = lateral(level) + F.interpolate(
                 fused, size=level.shape[-2:], mode='bilinear', align_corners=False)
         return coarse, self.smooth(fused)
+
+
+class UnitRangeBackbone(nn.Module):
+    """A backbone of this module for images in [0, 1]: takes ImageNet's statistics out first."""
+
+    def __init__(self, backbone: ConvFormerBackbone | TimmPyramidBackbone):
+        super().__init__()
+        self.backbone = backbone
+        self.coarse_channels, self.fine_channels = backbone.coarse_channels, backbone.fine_channels
+        for name, values in (('mean', IMAGENET_MEAN), ('deviation', IMAGENET_DEVIATION)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Give the coarse map and, if the backbone was built with it, the fine one."""
+        return self.backbone((image - self.mean) / self.deviation)
+
+
+def make_timm_backbone(name: str, *, fine: bool, pretrained: bool = False) -> UnitRangeBackbone:
+    """Build the backbone for a name of timm: the paper's if it is a ConvFormer, else a pyramid."""
+    kind = ConvFormerBackbone if name.startswith('convformer_') else TimmPyramidBackbone
+    return UnitRangeBackbone(kind(name, fine=fine, pretrained=pretrained))
