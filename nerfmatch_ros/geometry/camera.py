@@ -5,6 +5,7 @@ spans -0.5 to width - 0.5. Readers of formats that count from the pixel's corner
 Letters: a = x / z, b = y / z, s = a^2 + b^2, theta = angle to the optical axis.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 import math
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 DISTORTION_LENGTHS = {'PINHOLE': 0, 'OPENCV': 4, 'OPENCV_FISHEYE': 4, 'RATIONAL': 8}
-_NEWTON_STEPS = 30  # an upper bound; 4 to 6 suffice for real lenses
-_SMALLEST_DEPTH = 1e-9  # points in the camera's plane project far away, not to infinity or NaN
+_NEWTON_STEPS = 50  # an upper bound; 3 to 6 suffice for real lenses
+_SMALLEST_DEPTH = 1e-6  # points in the camera's plane project far away, not to infinity or NaN
+_LARGEST_RADIUS = 1e3  # in the plane z = 1, 89.9 degrees: farther out no polynomial means anything
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Camera:
 
     def _distort(self, plane: Tensor) -> Tensor:
         """Move points (..., 2) of the plane z = 1 as the lens does."""
-        a, b = plane.unbind(-1)
+        a, b = plane.clamp(-_LARGEST_RADIUS, _LARGEST_RADIUS).unbind(-1)
         s = a * a + b * b
         top, bottom = (_polynomial(c, s) for c in self._radial)
         radial = top / bottom
@@ -195,7 +197,7 @@ class Camera:
 
     def _distort_with_jacobian(self, plane: Tensor) -> tuple[Tensor, Tensor]:
         """Distort (..., 2) as `_distort`, with the derivative (..., 2, 2)."""
-        a, b = plane.unbind(-1)
+        a, b = plane.clamp(-_LARGEST_RADIUS, _LARGEST_RADIUS).unbind(-1)
         s = a * a + b * b
         top, bottom = (_polynomial(c, s) for c in self._radial)
         top_slope, bottom_slope = (_polynomial(_derivative(c), s) for c in self._radial)
@@ -216,7 +218,11 @@ class Camera:
         """Solve `_distort(plane) = distorted` for plane (..., 2) by Newton's method."""
         target = distorted.detach()
         with torch.no_grad():
-            plane = self._within_limit(target)
+            # Without the tangential part the problem has one unknown and a sure solution.
+            radius = torch.linalg.vector_norm(target, dim=-1, keepdim=True)
+            limit = min(0.999 * self._limit, _LARGEST_RADIUS)
+            start = _invert_increasing(self._radial_curve, radius, limit)
+            plane = target * (start / radius.clamp(min=torch.finfo(target.dtype).tiny))
             tolerance = 8 * torch.finfo(target.dtype).eps
             for _ in range(_NEWTON_STEPS):
                 value, jacobian = self._distort_with_jacobian(plane)
@@ -229,6 +235,14 @@ class Camera:
         # for a pixel that no ray reaches, which keeps the nearest direction there is.
         missing = distorted - target
         return plane + _solve_2x2(jacobian, missing)
+
+    def _radial_curve(self, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the distorted radius of a radius in the plane z = 1, and its derivative."""
+        s = radius * radius
+        top, bottom = (_polynomial(c, s) for c in self._radial)
+        top_slope, bottom_slope = (_polynomial(_derivative(c), s) for c in self._radial)
+        radial = top / bottom
+        return radius * radial, radial + 2 * s * (top_slope - radial * bottom_slope) / bottom
 
     def _within_limit(self, plane: Tensor) -> Tensor:
         """Pull points (..., 2) back to where the distortion is one to one."""
@@ -246,14 +260,21 @@ class Camera:
         angle = torch.atan2(radius, points[..., 2])
         near_axis = (1 - torch.where(small, squared, 0) / (3 * z * z)) / z
         angle_by_radius = torch.where(small, near_axis, angle / radius)
-        theta2 = torch.where(small, squared / (z * z), angle * angle)
+        theta2 = torch.where(small, torch.where(small, squared, 0) / (z * z), angle * angle)
         factor = _polynomial((1.0, *self.distortion), theta2)
         return angle_by_radius * factor, factor, theta2
+
+    def _fisheye_curve(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the distorted radius of an angle, and its derivative."""
+        coefficients = (1.0, *self.distortion)
+        theta2 = theta * theta
+        factor = _polynomial(coefficients, theta2)
+        return theta * factor, factor + 2 * theta2 * _polynomial(_derivative(coefficients), theta2)
 
     def _fisheye_with_jacobian(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Distort points (..., 3) to the fisheye's plane (..., 2), with the derivative."""
         ratio, factor, theta2 = self._fisheye(points)
-        x, y, z = points.unbind(-1)
+        (x, y), z = points[..., :2].unbind(-1), _safe_depth(points)
         squared = x * x + y * y
         slope = factor + 2 * theta2 * _polynomial(
             _derivative((1.0, *self.distortion)), theta2)
@@ -274,20 +295,9 @@ class Camera:
         small = squared < 1e-8
         radius = torch.where(small, 1, squared).sqrt()
         target = radius.detach()
-        coefficients = (1.0, *self.distortion)
         with torch.no_grad():
-            theta = target.clamp(max=0.999 * self._limit)
-            for _ in range(_NEWTON_STEPS):
-                theta2 = theta * theta
-                factor = _polynomial(coefficients, theta2)
-                slope = factor + 2 * theta2 * _polynomial(_derivative(coefficients), theta2)
-                step = (target - theta * factor) / slope
-                theta = (theta + step).clamp(0, 0.999 * self._limit)
-                if not step.numel() or step.abs().max() < 8 * torch.finfo(theta.dtype).eps:
-                    break
-            theta2 = theta * theta
-            slope = _polynomial(coefficients, theta2) + 2 * theta2 * _polynomial(
-                _derivative(coefficients), theta2)
+            theta = _invert_increasing(self._fisheye_curve, target, 0.999 * self._limit)
+            slope = self._fisheye_curve(theta)[1]
         theta = theta + (radius - target) / slope
         # Near the axis theta = r - k1 r^3, so sin(theta) / r = 1 - (k1 + 1/6) r^2.
         x = torch.where(small, squared, 0)
@@ -324,8 +334,30 @@ def _derivative(coefficients: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(i * c for i, c in enumerate(coefficients))[1:]
 
 
+def _invert_increasing(
+    curve: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, upper: float,
+) -> Tensor:
+    """Solve value = target for x in [0, upper], where (value, slope) = curve(x) increases."""
+    low, high = torch.zeros_like(target), torch.full_like(target, upper)
+    x = target.clamp(max=upper)
+    tolerance = 8 * torch.finfo(target.dtype).eps
+    for _ in range(_NEWTON_STEPS):
+        value, slope = curve(x)
+        low = torch.where(value <= target, x, low)
+        high = torch.where(value >= target, x, high)
+        newton = x + (target - value) / slope
+        # Newton's step where it stays inside the bracket, else halve the bracket.
+        inside = (newton >= low) & (newton <= high)
+        after = torch.where(inside, newton, (low + high) / 2)
+        done = not x.numel() or (after - x).abs().max() < tolerance
+        x = after
+        if done:
+            break
+    return x
+
+
 def _smallest_positive_root(polynomial: np.polynomial.Polynomial) -> float:
-    roots = polynomial.trim().roots()
+    roots = polynomial.trim(tol=1e-12).roots()  # a vanishing leading term would spoil the others
     real = roots.real[(np.abs(roots.imag) < 1e-9) & (roots.real > 0)]
     return float(real.min()) if len(real) else math.inf
 

@@ -1,0 +1,23 @@
+"""Fixtures for all tests."""
+
+from pathlib import Path
+import zlib
+
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of real photographs beside the repository; without it the test is skipped."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f'no real photographs at {SHARED_DATA}')
+    return SHARED_DATA
+
+
+@pytest.fixture
+def generator(request: pytest.FixtureRequest) -> torch.Generator:
+    """Random numbers seeded from the test's name."""
+    return torch.Generator().manual_seed(zlib.crc32(request.node.name.encode()))
