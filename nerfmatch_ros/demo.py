@@ -22,6 +22,7 @@ from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 from nerfmatch_ros.localization.localizer import Localizer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 DEMO_MAP = Path(__file__).parent / 'demo_map'
@@ -112,7 +113,7 @@ def _table(results: Sequence[QueryResult], rows: int | None = None) -> Table:
     for i in range(first, len(results)):
         std = results[i].estimate.position_std
         if results[i].estimate.map_from_camera is None:
-            error, rotation = f'[red]{results[i].estimate.reason}[/red]', '-'
+            error, rotation = escape(results[i].estimate.reason), '-'
         else:
             error = f'{100 * errors.translation[i]:.2f} cm'
             rotation = f'{errors.rotation[i]:.2f} deg'

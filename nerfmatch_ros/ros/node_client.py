@@ -145,7 +145,8 @@ class NodeClient:
 
 def image_message(rgb: np.ndarray) -> Image:
     """Make a message of a picture (H, W, 3), uint8 RGB."""
-    message = Image(height=rgb.shape[0], width=rgb.shape[1], encoding='rgb8', step=3 * rgb.shape[1])
+    height, width = rgb.shape[:2]
+    message = Image(height=height, width=width, encoding='rgb8', step=3 * width)
     data = array.array('B')  # the one type that rclpy takes without a copy element by element
     data.frombytes(np.ascontiguousarray(rgb).tobytes())
     message.data = data

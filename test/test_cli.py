@@ -1,0 +1,186 @@
+import json
+from pathlib import Path
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import cv2
+from fake_localizer import CAMERA, circle, estimate, FakeLocalizer, queries
+from nerfmatch_ros import cli
+from nerfmatch_ros.data import transforms_json
+from nerfmatch_ros.data.tum import format_tum
+from nerfmatch_ros.errors import MapError
+import numpy as np
+import pytest
+import yaml
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Folder of a data set with three queries and one training image."""
+    folder = tmp_path / 'photographs'
+    folder.mkdir()
+    frames = []
+    for index, image in enumerate(queries(4)):
+        name = f'{index}.png'
+        cv2.imwrite(str(folder / name), image.pixels[..., ::-1])
+        entry = transforms_json.frame_entry(image, name)
+        frames.append({**entry, 'split': 'train' if index == 3 else 'test'})
+    transforms_json.write(folder / 'transforms.json', frames)
+    return folder
+
+
+@pytest.fixture
+def localizer(monkeypatch):
+    """Stand for the map: all poses exact but the one of image 1, which fails."""
+    answers = [estimate(pose) for pose in circle(4)]
+    answers[1] = estimate(None, reason='too few matches')
+    fake = FakeLocalizer(answers)
+    monkeypatch.setattr(cli, '_load', lambda folder, device: fake)
+    return fake
+
+
+def module(monkeypatch, name, **members):
+    """Put a module made of these members in place of the real one."""
+    stand_in = ModuleType(name)
+    vars(stand_in).update(members)
+    monkeypatch.setitem(sys.modules, name, stand_in)
+
+
+def run(*arguments):
+    """Run the command line here and give its exit code."""
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        'import sys, nerfmatch_ros.cli as cli\n'
+        'try:\n'
+        '    cli.main(["--help"])\n'
+        'finally:\n'
+        '    heavy = {"torch", "numpy", "cv2", "matplotlib", "rclpy", "yaml"}\n'
+        '    print("HEAVY", sorted(heavy & set(sys.modules)))\n')
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert 'HEAVY []' in done.stdout
+    for verb in cli.VERBS:
+        assert verb in done.stdout
+
+
+@pytest.mark.parametrize('verb', cli.VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(verb, '--help')
+    assert caught.value.code == 0
+    assert f'nerfmatch {verb}' in capsys.readouterr().out
+
+
+def test_wrong_use_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run('build', '--imagse', 'x')
+    assert caught.value.code == 2
+
+
+def test_localize_prints_one_line_of_json_an_image(photographs, localizer, capsys):
+    paths = [photographs / '0.png', photographs / '1.png']
+    assert run('localize', '--map', 'm', *paths) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first['name'] == str(paths[0])
+    np.testing.assert_allclose(first['map_from_camera'], circle(4)[0])
+    assert first['inliers'] == 50 and first['position_std_m'] == pytest.approx(0.01)
+    assert np.shape(first['covariance']) == (6, 6) and first['seconds'] >= 0
+    assert second['map_from_camera'] is None and second['covariance'] is None
+    assert second['reason'] == 'too few matches' and second['position_std_m'] is None
+    assert set(first) == set(second)
+
+
+def test_localize_takes_the_camera_file(photographs, localizer, tmp_path):
+    other = {**CAMERA.to_dict(), 'fx': 99.0}
+    (tmp_path / 'camera.yaml').write_text(yaml.safe_dump(other))
+    arguments = ['localize', '--map', 'm', photographs / '0.png']
+    assert run(*arguments, '--camera', tmp_path / 'camera.yaml') == 0
+    assert run(*arguments) == 0
+    assert [image.camera.fx for image in localizer.asked] == [99.0, 30.0]
+
+
+def test_error_of_the_user_is_one_line_and_code_2(photographs, localizer, capsys):
+    assert run('localize', '--map', 'm', photographs / '0.png', photographs / 'none.png') == 2
+    captured = capsys.readouterr()
+    assert captured.out == ''  # nothing was started
+    assert captured.err.startswith('error: ') and captured.err.count('\n') == 1
+    assert 'none.png does not exist' in captured.err
+    assert run('localize', '--map', 'm') == 2
+    assert 'no photograph' in capsys.readouterr().err
+
+
+def test_evaluate_takes_the_split(photographs, localizer, tmp_path, capsys):
+    arguments = ['evaluate', '--map', 'm', '--images', photographs, '--output']
+    assert run(*arguments, tmp_path / 'test') == 0
+    assert run(*arguments, tmp_path / 'all', '--split', 'all') == 0
+    counts = [json.loads((tmp_path / split / 'report.json').read_text())['queries']
+              for split in ('test', 'all')]
+    assert counts == [3, 4]
+    assert 'median_translation_m' in capsys.readouterr().out
+
+
+def test_inspect_prints_a_table_or_json(monkeypatch, capsys):
+    summary = {'format': 1, 'extent_m': np.float32(2.5), 'field': {'kind': 'grid', 'psnr': None}}
+
+    def load(folder):
+        if str(folder) != 'good':
+            raise MapError(f'{folder} is no map')
+        return SimpleNamespace(summary=lambda: summary)
+
+    module(monkeypatch, 'nerfmatch_ros.scene_map', SceneMap=SimpleNamespace(load=load))
+    assert run('inspect', 'good', '--json') == 0
+    assert json.loads(capsys.readouterr().out) == {
+        'format': 1, 'extent_m': 2.5, 'field': {'kind': 'grid', 'psnr': None}}
+    assert run('inspect', 'good') == 0
+    table = capsys.readouterr().out
+    assert 'field.kind' in table and 'grid' in table and '2.5' in table
+    assert run('inspect', 'bad') == 2
+    assert capsys.readouterr().err == 'error: bad is no map\n'
+
+
+def test_render_writes_a_picture_for_each_pose(localizer, tmp_path, capsys):
+    trajectory = tmp_path / 'poses.tum'
+    trajectory.write_text(format_tum(enumerate(circle(3))))
+    assert run('render', '--map', 'm', '--trajectory', trajectory, '--output', tmp_path / 'a') == 0
+    names = sorted(path.name for path in (tmp_path / 'a').iterdir())
+    assert names == ['000000.png', '000001.png', '000002.png']
+    assert cv2.imread(str(tmp_path / 'a/000000.png')).shape == (24, 32, 3)
+    pose = '-1 0 0 0 0 0 1'  # begins like an option
+    assert run('render', '--map', 'm', '--pose', pose, '--output', tmp_path / 'b') == 0
+    assert [path.name for path in (tmp_path / 'b').iterdir()] == ['000000.png']
+    capsys.readouterr()
+    assert run('render', '--map', 'm', '--output', tmp_path / 'c') == 2
+    assert 'either --pose or --trajectory' in capsys.readouterr().err
+
+
+def test_build_hands_over_training_images_configuration_and_time(
+        photographs, monkeypatch, capsys, tmp_path):
+    calls = []
+    module(monkeypatch, 'nerfmatch_ros.config',
+           choose_device=lambda name: f'chosen {name}',
+           load_config=lambda kind, path: (kind, path))
+    module(monkeypatch, 'nerfmatch_ros.mapping.build_map', BuildConfig='kind',
+           build_map=lambda *positional, **named: calls.append((positional, named)))
+    config = tmp_path / 'c.yaml'
+    arguments = ['build', '--images', photographs, '--output', tmp_path / 'map']
+    assert run(*arguments, '--config', config, '--minutes', '5', '--device', 'cpu') == 0
+    (images, output, loaded), named = calls[0]
+    assert [image.name for image in images] == ['3.png']
+    assert output == tmp_path / 'map' and loaded == ('kind', config)
+    assert named == {'device': 'chosen cpu', 'minutes': 5.0}
+    assert run(*arguments, '--minutes', '0') == 2
+    assert '--minutes 0' in capsys.readouterr().err
+
+
+def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
+    def interrupted(folder, device):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cli, '_load', interrupted)
+    assert run('localize', '--map', 'm', photographs / '0.png') == 130
+    assert capsys.readouterr().err == 'interrupted\n'

@@ -1,0 +1,95 @@
+"""The folders build on one another in one direction only; see docs/architecture.md."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / 'nerfmatch_ros'
+
+# A module imports only from levels below that of its own folder, or from its own folder.
+LEVELS = {
+    'errors': 0, 'files': 0,
+    'config': 1, 'geometry': 1,
+    'data': 2, 'matching': 2, 'radiance_field': 2, 'retrieval': 2, 'scene_geometry': 2,
+    'scene_map': 3,
+    'localization': 4,
+    'evaluation': 5, 'importers': 5, 'mapping': 5,
+    'ros': 6,
+    'demo': 7,
+    'cli': 8,
+}
+
+# Each of these libraries is imported in these places and nowhere else.
+DOORS = {
+    'poselib': {'localization/absolute_pose.py'},
+    'timm': {'matching/backbone.py', 'retrieval.py'},
+    'matplotlib': {'evaluation/pictures.py'},
+    'tyro': {'cli.py'},
+    'pycolmap': {'data/colmap.py'},
+    'rclpy': {'ros/'},
+    'sensor_msgs': {'ros/'},
+    'geometry_msgs': {'ros/'},
+    'tf2_msgs': {'ros/'},
+    'tf2_ros': {'ros/'},
+    'cv_bridge': {'ros/'},
+}
+
+MODULES = sorted(PACKAGE.rglob('*.py'))
+
+
+def imports(path):
+    """Every module named by an import statement, those inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: write imports in full, not relative'
+            if node.module == 'nerfmatch_ros':
+                for alias in node.names:
+                    yield f'nerfmatch_ros.{alias.name}'
+            else:
+                yield node.module
+
+
+def folder_of(module):
+    parts = module.split('.')
+    return parts[1] if len(parts) > 1 else None
+
+
+def name_of(path):
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix('.py')
+
+
+def own_modules(path):
+    for module in imports(path):
+        folder = folder_of(module) if module.split('.')[0] == 'nerfmatch_ros' else None
+        if folder in LEVELS or (folder and (PACKAGE / folder).exists()):
+            yield folder
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downwards(path):
+    name = name_of(path)
+    if name == '__init__':
+        return
+    assert name in LEVELS, f'give {name} a level in {Path(__file__).name}'
+    for folder in own_modules(path):
+        assert folder == name or LEVELS[folder] < LEVELS[name], (
+            f'{path.relative_to(PACKAGE)} (level {LEVELS[name]}) must not import {folder} '
+            f'(level {LEVELS[folder]})')
+
+
+@pytest.mark.parametrize('library', sorted(DOORS))
+def test_library_enters_by_its_door(library):
+    for path in MODULES:
+        if library in {module.split('.')[0] for module in imports(path)}:
+            relative = path.relative_to(PACKAGE).as_posix()
+            assert relative.startswith(tuple(DOORS[library])), f'{relative} imports {library}'
+
+
+def test_nothing_imports_the_tests_or_the_tools():
+    for path in MODULES:
+        assert not {'test', 'tests', 'tools'} & {m.split('.')[0] for m in imports(path)}, path
