@@ -1,0 +1,76 @@
+"""The picture a matcher sees: a pinhole view of the photograph at the map's own focal length.
+
+A network that learned at one scale works best at that scale, so a query of another resolution or
+lens is brought to it; pixels found there are carried back to the photograph for the pose.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+from nerfmatch_ros.geometry.camera import Camera
+import numpy as np
+import torch
+from torch import Tensor
+
+SIDE_MULTIPLE = 16  # the encoders halve a picture four times
+
+
+@dataclass(frozen=True)
+class WorkingView:
+    """A pinhole camera and how to reach it from the photograph's own camera."""
+
+    source: Camera
+    scaled: Camera  # the photograph's camera after resizing
+    camera: Camera  # PINHOLE, sides multiples of 16, same axes and centre as the photograph's
+
+    def pixels_in_source(self, pixels: Tensor) -> Tensor:
+        """Carry pixels (N, 2) of the working picture to the photograph."""
+        return self.source.project(self.camera.rays(pixels.double()))
+
+    def picture(self, rgb: np.ndarray) -> np.ndarray:
+        """Resample a photograph (H, W, 3) uint8 to the working picture (h, w, 3) uint8."""
+        rgb = _resized(rgb, self.scaled, cv2.INTER_AREA)
+        if self.camera.model == self.scaled.model:
+            return np.ascontiguousarray(rgb[:self.camera.height, :self.camera.width])
+        return cv2.remap(rgb, *self._remap, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    @property
+    def _remap(self) -> tuple[np.ndarray, np.ndarray]:
+        source = self.scaled.project(self.camera.rays(self.camera.pixel_grid().double()))
+        source = source.float().numpy().reshape(self.camera.height, self.camera.width, 2)
+        return source[..., 0], source[..., 1]
+
+
+def _resized(rgb: np.ndarray, camera: Camera, interpolation: int) -> np.ndarray:
+    if rgb.shape[:2] == (camera.height, camera.width):
+        return rgb
+    return cv2.resize(rgb, (camera.width, camera.height), interpolation=interpolation)
+
+
+def working_view(camera: Camera, focal: float, longest_side: int) -> WorkingView:
+    """Choose the working picture of a camera.
+
+    focal: pixels, the map's working focal length; longest_side: pixels, never exceeded, so a
+    much longer lens than the map's is shown smaller rather than cropped.
+    """
+    scale = min(focal / camera.fx, longest_side / max(camera.width, camera.height))
+    width = max(SIDE_MULTIPLE, round(camera.width * scale))
+    height = max(SIDE_MULTIPLE, round(camera.height * scale))
+    scaled = camera.scaled_to(width, height)
+    pinhole = Camera('PINHOLE', width - width % SIDE_MULTIPLE, height - height % SIDE_MULTIPLE,
+                     scaled.fx, scaled.fy, scaled.cx, scaled.cy)
+    if camera.is_pinhole:
+        scaled = Camera('PINHOLE', width, height, scaled.fx, scaled.fy, scaled.cx, scaled.cy)
+    return WorkingView(camera, scaled, pinhole)
+
+
+def working_focal(cameras: list[Camera], longest_side: int) -> float:
+    """Focal length, pixels, at which the median camera's longer side is `longest_side`."""
+    return float(np.median([
+        camera.fx * min(1, longest_side / max(camera.width, camera.height))
+        for camera in cameras]))
+
+
+def as_tensor(picture: np.ndarray) -> Tensor:
+    """Turn a picture (h, w, 3) uint8 into (3, h, w) float32 in [0, 1]."""
+    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255

@@ -1,0 +1,151 @@
+"""From an image to a pose: find a first pose in the map, then look from it and match again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerfmatch_ros.config import from_dict
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.data.working_image import as_tensor, working_view, WorkingView
+from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.localization.absolute_pose import (
+    AbsolutePoseOptions, PoseEstimate, solve_absolute_pose,
+)
+from nerfmatch_ros.localization.iterative_refiner import refine
+from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens, PointTokens
+from nerfmatch_ros.radiance_field.renderer import render_view
+from nerfmatch_ros.retrieval import describe, nearest
+from nerfmatch_ros.scene_map import SceneMap
+
+
+@dataclass(frozen=True)
+class LocalizerConfig:
+    """How an image is localized; a map carries the values it was built with."""
+
+    start: str = 'global'  # 'global': against the whole map's surface; 'retrieval': nearest views
+    top_k: int = 5  # reference views of a retrieval, solved together
+    rounds: int = 3  # most rounds of iterative refinement
+    first_error: float = 8.0  # working pixels, largest reprojection error of the first solve
+    refined_error: float = 4.0  # working pixels, the same after looking from the estimate
+    min_inliers: int = 30
+    min_inlier_ratio: float = 0.1
+    covariance_scale: float = 1.0  # calibrates the covariance of the solve
+
+    def __post_init__(self):
+        """Refuse unknown ways to start."""
+        if self.start not in ('global', 'retrieval'):
+            raise ConfigError(f"localization start '{self.start}' is unknown; "
+                              'use global or retrieval')
+
+
+class Localizer:
+    """Localizes images in one map; call it from one thread at a time.
+
+    The same image gives the same pose: nothing is random and nothing is remembered.
+    """
+
+    def __init__(self, scene_map: SceneMap, config: LocalizerConfig | None = None):
+        self.scene_map = scene_map
+        self.config = config or from_dict(LocalizerConfig, scene_map.localization,
+                                          'map.yaml: localization')
+        self.device = next(scene_map.field.parameters()).device
+        self._surface: PointTokens | None = None
+
+    @staticmethod
+    def load(
+        folder: Path, device: str = 'cpu', threads: int | None = None,
+        config: LocalizerConfig | None = None,
+    ) -> 'Localizer':
+        """Load a map and make ready on a device; threads: of torch, None leaves them."""
+        if threads:
+            torch.set_num_threads(threads)
+        return Localizer(SceneMap.load(folder).to(device), config)
+
+    @torch.inference_mode()
+    def localize(self, image: PosedImage, prior: np.ndarray | None = None) -> PoseEstimate:
+        """Estimate the pose of an image from its pixels and camera.
+
+        prior: (4, 4) map_from_camera, a rough pose to look from first; if it leads nowhere the
+        whole map is tried. A failure is a result: no pose and the reason.
+        """
+        view = working_view(image.camera, self.scene_map.working_focal,
+                            2 * self.scene_map.longest_side)
+        picture = as_tensor(view.picture(image.rgb())).to(self.device)
+        tokens = self.scene_map.matcher.encode_image(picture)
+        estimate = None
+        if prior is not None:
+            estimate = self._look_from(prior, view, tokens)
+        if estimate is None or estimate.map_from_camera is None:
+            estimate = self._first_pose(view, tokens)
+        return refine(
+            estimate, lambda best: self._look_from(best.map_from_camera, view, tokens),
+            self.config.rounds)
+
+    @torch.inference_mode()
+    def render(self, camera: Camera, map_from_camera: np.ndarray) -> np.ndarray:
+        """Show the field as a camera at a pose sees it: (H, W, 3) uint8 RGB."""
+        rendered = render_view(self.scene_map.field, self.scene_map.frame, camera,
+                               torch.from_numpy(np.asarray(map_from_camera)), stride=1,
+                               colour=True)
+        picture = (rendered.colour * 255).round().byte().cpu().numpy()
+        return picture.reshape(camera.height, camera.width, 3)
+
+    def _first_pose(self, view: WorkingView, tokens: ImageTokens) -> PoseEstimate:
+        if self.config.start == 'global':
+            surface = self.scene_map.surface
+            if self._surface is None:
+                self._surface = self._encode(surface.points, surface.features)
+            return self._solve(view, tokens, surface.points, self._surface,
+                               self.config.first_error)
+        points, features = self._retrieve(tokens)
+        return self._solve(view, tokens, points, self._encode(points, features),
+                           self.config.first_error)
+
+    def _retrieve(self, tokens: ImageTokens) -> tuple[Tensor, Tensor | None]:
+        """Points and features of the reference views most like the image, pooled."""
+        matcher, references = self.scene_map.matcher, self.scene_map.references
+        cells = torch.nn.functional.normalize(tokens.coarse.float(), dim=-1)
+        descriptor = describe(cells, self.scene_map.words, matcher.scale.item())
+        best, _ = nearest(descriptor.cpu(), references.descriptors, self.config.top_k)
+        views = [references.view(k) for k in best.tolist()]
+        points = torch.cat([points for points, _ in views]).to(self.device)
+        if views[0][1] is None:
+            return points, None
+        return points, torch.cat([features for _, features in views]).to(self.device)
+
+    def _look_from(
+        self, map_from_camera: np.ndarray, view: WorkingView, tokens: ImageTokens,
+    ) -> PoseEstimate:
+        """Render what the camera would see at a pose, match the image with it, solve."""
+        rendered = render_view(
+            self.scene_map.field, self.scene_map.frame, view.camera,
+            torch.from_numpy(np.ascontiguousarray(map_from_camera)), stride=COARSE_STRIDE,
+            feature_layer=self.scene_map.matcher_config.feature_layer)
+        solid = rendered.opacity > 0.7
+        features = None if rendered.features is None else rendered.features[solid]
+        points = rendered.points[solid]
+        return self._solve(view, tokens, points, self._encode(points, features),
+                           self.config.refined_error)
+
+    def _encode(self, points: Tensor, features: Tensor | None) -> PointTokens:
+        return self.scene_map.matcher.encode_points(
+            self.scene_map.frame.to_scene(points.float()), features)
+
+    def _solve(
+        self, view: WorkingView, tokens: ImageTokens, points: Tensor, encoded: PointTokens,
+        largest_error: float,
+    ) -> PoseEstimate:
+        matches = self.scene_map.matcher.match(tokens, encoded)
+        source_scale = view.source.fx / view.camera.fx
+        return solve_absolute_pose(
+            view.pixels_in_source(matches.pixels.cpu()).numpy(),
+            points[matches.points].double().cpu().numpy(), view.source,
+            options=AbsolutePoseOptions(
+                max_reprojection_error=largest_error * source_scale,
+                min_inliers=self.config.min_inliers,
+                min_inlier_ratio=self.config.min_inlier_ratio,
+                covariance_scale=self.config.covariance_scale))

@@ -1,0 +1,52 @@
+"""Reference views: surface points and inner features that the field shows each map camera."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.data.working_image import working_focal, working_view, WorkingView
+from nerfmatch_ros.matching.matcher import COARSE_STRIDE
+from nerfmatch_ros.radiance_field.field import RadianceField
+from nerfmatch_ros.radiance_field.renderer import render_view
+from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+
+OPAQUE = 0.7  # rays that meet less are not on a surface
+
+
+@dataclass(frozen=True)
+class ReferenceView:
+    """One map image with what the field shows at its pose."""
+
+    name: str
+    view: WorkingView
+    map_from_camera: Tensor  # (4, 4) float64
+    points: Tensor  # (N, 3) map frame, metres: the opaque cells of the 1/8 grid
+    cells: Tensor  # (N,) index of each point's cell
+    features: Tensor | None  # (N, F) float16
+    depth: Tensor  # (rows, columns) metres, a grid twice as fine, for occlusion
+
+
+def render_references(
+    field: RadianceField, frame: SceneFrame, images: list[PosedImage], *,
+    feature_layer: int | None, longest_side: int,
+    report=lambda progress: None,
+) -> list[ReferenceView]:
+    """Render the reference view of every map image."""
+    focal = working_focal([image.camera for image in images], longest_side)
+    views = []
+    for k, image in enumerate(images):
+        working = working_view(image.camera, focal, longest_side)
+        pose = torch.from_numpy(np.ascontiguousarray(image.map_from_camera))
+        fine = render_view(field, frame, working.camera, pose, stride=COARSE_STRIDE // 2)
+        coarse = render_view(field, frame, working.camera, pose, stride=COARSE_STRIDE,
+                             feature_layer=feature_layer)
+        solid = (coarse.opacity > OPAQUE).nonzero()[:, 0]
+        views.append(ReferenceView(
+            image.name, working, pose, coarse.points[solid], solid,
+            coarse.features[solid].half() if feature_layer is not None else None,
+            fine.depth.view(fine.rows, fine.columns)))
+        report((k + 1) / len(images))
+    return views

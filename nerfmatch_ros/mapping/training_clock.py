@@ -1,0 +1,48 @@
+"""How far a training is: by steps or by minutes, surviving interruptions."""
+
+import time
+
+
+class TrainingClock:
+    """Progress in [0, 1] of a training that ends after `steps` steps or `minutes` minutes.
+
+    With minutes the schedule follows the time spent training, so a slow or busy machine makes
+    fewer steps and still ends well; time spent before an interruption counts.
+    """
+
+    def __init__(self, *, steps: int, minutes: float | None = None):
+        self.steps, self.minutes = steps, minutes
+        self.step, self.seconds = 0, 0.0
+        self._last = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done."""
+        if self.minutes is not None:
+            return min(1.0, self.seconds / (60 * self.minutes))
+        return min(1.0, self.step / self.steps)
+
+    @property
+    def running(self) -> bool:
+        """Whether another step is due."""
+        return self.progress < 1
+
+    def tick(self) -> None:
+        """Count one finished step and the time since the last one."""
+        now = time.monotonic()
+        if self._last is not None:
+            self.seconds += now - self._last
+        self._last = now
+        self.step += 1
+
+    def pause(self) -> None:
+        """Leave out the time until the next `tick` (checkpoints, evaluation)."""
+        self._last = None
+
+    def state(self) -> dict:
+        """Give what `restore` needs."""
+        return {'step': self.step, 'seconds': self.seconds}
+
+    def restore(self, state: dict) -> None:
+        """Go on from a saved state."""
+        self.step, self.seconds, self._last = state['step'], state['seconds'], None

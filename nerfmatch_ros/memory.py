@@ -1,0 +1,22 @@
+"""How the C library treats large freed blocks."""
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks for the next allocation; elsewhere do nothing.
+
+    Tensors of some megabytes are otherwise given back to the system at once and every step pays
+    for page faults when it asks for them again: a third of the time of training a field.
+    """
+    if not sys.platform.startswith('linux'):
+        return
+    try:
+        library = ctypes.CDLL('libc.so.6')
+        library.mallopt(_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    except (OSError, AttributeError):
+        return  # another C library (musl): it manages memory in its own way

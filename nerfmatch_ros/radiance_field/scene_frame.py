@@ -1,0 +1,79 @@
+"""The frame a field lives in: a similarity from the map, and how far rays go there."""
+
+from dataclasses import dataclass
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerfmatch_ros.errors import DataError
+from nerfmatch_ros.geometry.similarity import Similarity
+from nerfmatch_ros.radiance_field.field import Rays
+
+
+@dataclass(frozen=True)
+class SceneFrame:
+    """`scene_from_map` and the stretch of each ray that a field is asked about."""
+
+    scene_from_map: Similarity
+    near: float  # scene units
+    far: float  # scene units
+
+    def rays(
+        self, map_from_camera: Tensor, directions: Tensor, pixel_angle: float,
+        image_index: Tensor | None = None,
+    ) -> Rays:
+        """Cast rays into the scene; differentiable with respect to the pose.
+
+        map_from_camera: (4, 4) or (R, 4, 4) metres; directions: (R, 3) unit, camera frame;
+        pixel_angle: radians a pixel covers, for the cone radius (Mip-NeRF: 2 / sqrt(12) of it).
+        """
+        rotation = torch.as_tensor(
+            self.scene_from_map.rotation, dtype=directions.dtype, device=directions.device)
+        offset = torch.as_tensor(
+            self.scene_from_map.translation, dtype=directions.dtype, device=directions.device)
+        pose = map_from_camera.to(directions)
+        scene_from_camera = rotation @ pose[..., :3, :3]
+        origin = self.scene_from_map.scale * (pose[..., :3, 3] @ rotation.T) + offset
+        turned = (scene_from_camera @ directions[..., None])[..., 0]
+        ones = torch.ones_like(turned[:, 0])
+        return Rays(origin.expand_as(turned), turned, self.near * ones, self.far * ones,
+                    pixel_angle * 2 / math.sqrt(12) * ones, image_index)
+
+    def to_map(self, points: Tensor) -> Tensor:
+        """Bring scene points (..., 3) back to the map, metres."""
+        return self.scene_from_map.inverse().apply(points)
+
+    def to_scene(self, points: Tensor) -> Tensor:
+        """Bring map points (..., 3), metres, into the scene."""
+        return self.scene_from_map.apply(points)
+
+
+def fit_scene_frame(
+    map_from_cameras: np.ndarray, points: np.ndarray, distances: np.ndarray,
+) -> SceneFrame:
+    """Fit the box [-1, 1]^3 around the cameras and the bulk of the points they see.
+
+    map_from_cameras: (K, 4, 4); points: (P, 3) metres, may be empty; distances: (M,) metres from
+    cameras to points they see, may be empty. Without points the scene is taken to be as deep as
+    the cameras are spread: a guess, so textureless scenes should bring depth images.
+    """
+    centres = map_from_cameras[:, :3, 3]
+    corners = [centres.min(0), centres.max(0)]
+    if len(points):
+        corners += list(np.percentile(points, [2, 98], axis=0))
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
+    half = float((high - low).max()) / 2
+    if not np.isfinite(half) or half <= 0:
+        raise DataError(
+            f'the {len(centres)} camera centres coincide and no scene points could be '
+            'triangulated, so the scene has no size; give photographs taken from several places')
+    margin = 1.1 if len(points) else 3.0
+    scale = 1 / (margin * half)
+    if len(distances):
+        near, far = np.percentile(distances, [0.2, 99.8]) * scale * [0.5, 1.4]
+    else:
+        near, far = 0.02, 6.0
+    similarity = Similarity(scale, np.eye(3), -scale * (low + high) / 2)
+    return SceneFrame(similarity, float(max(near, 0.01)), float(far))

@@ -1,0 +1,292 @@
+"""A map on disk and in memory: the field, the matcher, the reference views, and their frame.
+
+A map is a folder: `map.yaml` (version, frame, configurations, sha256 of each file) and safetensors
+files. It is data only: loading it runs no code from it. `map.yaml` is written last and the folder
+is swapped in whole, so a map that was cut short is never taken for one.
+"""
+
+from dataclasses import dataclass, field as dataclass_field, replace
+import hashlib
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open, SafetensorError
+from safetensors.torch import save_file
+import torch
+from torch import nn, Tensor
+import yaml
+
+from nerfmatch_ros.config import from_dict, load_yaml, to_dict
+from nerfmatch_ros.errors import ConfigError, DataError, MapError
+from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.geometry.similarity import Similarity
+from nerfmatch_ros.matching.matcher import MatcherConfig, NeRFMatcher
+from nerfmatch_ros.radiance_field.field import RadianceField
+from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
+from nerfmatch_ros.radiance_field.mip_field import MipField, MipFieldConfig
+from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+
+FORMAT = 'nerfmatch_ros map'
+VERSION = 1
+FILES = ('field.safetensors', 'matcher.safetensors', 'references.safetensors',
+         'surface.safetensors')
+_LARGE = 4096  # tensors of more elements are stored in half precision
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """Which radiance field, and its size."""
+
+    kind: str = 'grid'  # 'grid' (the default, trains on a CPU) or 'mip' (the paper's)
+    grid: GridFieldConfig = GridFieldConfig()
+    mip: MipFieldConfig = MipFieldConfig()
+
+    def make(self, images: int) -> RadianceField:
+        """Make an untrained field with an appearance row for each of `images` images."""
+        if self.kind == 'grid':
+            return GridField(self.grid, images)
+        if self.kind == 'mip':
+            return MipField(self.mip, images)
+        raise ConfigError(f"field kind '{self.kind}' is unknown; use grid or mip")
+
+
+@dataclass(frozen=True)
+class References:
+    """K reference views; their points and features stay on disk until asked for."""
+
+    names: list[str]
+    cameras: list[Camera]  # of the photographs, one per view
+    map_from_camera: np.ndarray  # (K, 4, 4) float64
+    descriptors: Tensor  # (K, V)
+    starts: Tensor  # (K + 1,) rows of each view in points and features
+    points: Tensor | None = None  # (T, 3) map frame, metres; None: still in `file`
+    features: Tensor | None = None  # (T, F) float16, or None
+    file: Path | None = None
+
+    def view(self, k: int) -> tuple[Tensor, Tensor | None]:
+        """Points (N, 3), metres, and features (N, F) of view k."""
+        start, end = self.starts[k].item(), self.starts[k + 1].item()
+        if self.points is not None:
+            features = None if self.features is None else self.features[start:end]
+            return self.points[start:end], features
+        with safe_open(self.file, 'pt') as opened:
+            features = opened.get_slice('features')[start:end] \
+                if 'features' in opened.keys() else None
+            return opened.get_slice('points')[start:end], features
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Points on the surfaces of the whole map, thinned, for matching without retrieval."""
+
+    points: Tensor  # (G, 3) map frame, metres
+    features: Tensor | None  # (G, F) float16
+
+
+@dataclass(frozen=True)
+class SceneMap:
+    """Everything localization needs."""
+
+    frame: SceneFrame
+    field_config: FieldConfig
+    field: RadianceField
+    matcher_config: MatcherConfig
+    matcher: NeRFMatcher
+    references: References
+    surface: Surface
+    words: Tensor  # (V, C) of retrieval
+    working_focal: float  # pixels
+    longest_side: int  # pixels of the working picture
+    frame_id: str = 'map'
+    localization: dict[str, Any] = dataclass_field(default_factory=dict)  # the map's own settings
+    notes: dict[str, Any] = dataclass_field(default_factory=dict)  # how it was built
+
+    @property
+    def cameras(self) -> list[Camera]:
+        """Cameras of the reference photographs, one per view."""
+        return self.references.cameras
+
+    @property
+    def reference_poses(self) -> np.ndarray:
+        """Poses (K, 4, 4) map_from_camera of the reference views."""
+        return self.references.map_from_camera
+
+    @property
+    def reference_names(self) -> list[str]:
+        """Names of the reference photographs."""
+        return self.references.names
+
+    @property
+    def extent(self) -> float:
+        """Diagonal of the bounding box of the reference camera centres, metres."""
+        return float(np.linalg.norm(np.ptp(self.reference_poses[:, :3, 3], axis=0)))
+
+    def to(self, device: str) -> 'SceneMap':
+        """Move the networks and the surface to a device."""
+        features = self.surface.features
+        surface = Surface(self.surface.points.to(device),
+                          None if features is None else features.to(device))
+        return replace(self, field=self.field.to(device), matcher=self.matcher.to(device),
+                       surface=surface, words=self.words.to(device))
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values that describe the map."""
+        return {
+            'frame_id': self.frame_id,
+            'reference_views': len(self.references.names),
+            'extent_m': self.extent,
+            'surface_points': len(self.surface.points),
+            'field': self.field_config.kind,
+            'field_parameters': sum(p.numel() for p in self.field.parameters()),
+            'backbone': self.matcher_config.backbone,
+            'matcher_parameters': sum(p.numel() for p in self.matcher.parameters()),
+            'point_feature': self.matcher_config.point_feature,
+            'working_focal_px': self.working_focal,
+            'working_longest_side_px': self.longest_side,
+            'scene_from_map_scale': self.frame.scene_from_map.scale,
+            'localization': self.localization,
+            **self.notes,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the map; an old map in `folder` stays until the new one is whole."""
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / 'map.yaml').exists():
+            raise MapError(f'{folder} is not empty and holds no map; choose another folder')
+        partial = folder.with_name(folder.name + '.partial')
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        references = {
+            'map_from_camera': torch.from_numpy(self.references.map_from_camera),
+            'descriptors': self.references.descriptors.half(),
+            'starts': self.references.starts, 'points': self.references.points,
+            'features': self.references.features}
+        surface = {'points': self.surface.points, 'features': self.surface.features,
+                   'words': self.words}
+        tensors = (_halved(self.field), _halved(self.matcher), references, surface)
+        for name, group in zip(FILES, tensors):
+            save_file({key: value.contiguous().cpu() for key, value in group.items()
+                       if value is not None}, partial / name)
+        distinct = list(dict.fromkeys(self.references.cameras))
+        similarity = self.frame.scene_from_map
+        description = {
+            'format': FORMAT, 'version': VERSION, 'frame_id': self.frame_id,
+            'scene_frame': {'scene_from_map': similarity.to_dict(), 'near': self.frame.near,
+                            'far': self.frame.far},
+            'working_focal': self.working_focal, 'longest_side': self.longest_side,
+            'field': to_dict(self.field_config), 'matcher': to_dict(self.matcher_config),
+            'localization': self.localization, 'notes': self.notes,
+            'cameras': [camera.to_dict() for camera in distinct],
+            'references': [{'name': name, 'camera': distinct.index(camera)} for name, camera in
+                           zip(self.references.names, self.references.cameras)],
+            'sha256': {name: _sha256(partial / name) for name in FILES}}
+        (partial / 'map.yaml').write_text(yaml.safe_dump(description, sort_keys=False))
+        old = folder.with_name(folder.name + '.old')
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @staticmethod
+    def load(folder: Path) -> 'SceneMap':
+        """Read and check a map; raises MapError that names the check, and what was found."""
+        folder = Path(folder)
+        description = _read_description(folder)
+        try:
+            return _assemble(folder, description)
+        except (ConfigError, DataError, SafetensorError, KeyError, TypeError, ValueError,
+                RuntimeError) as error:
+            raise MapError(f'{folder} cannot be read as a map: {error!r}; '
+                           'build it again or copy it again from its source') from error
+
+
+def _halved(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.half() if value.is_floating_point() and value.numel() > _LARGE else value
+            for name, value in module.state_dict().items()}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise MapError(f'there is no map folder {folder}; make one with `nerfmatch build`')
+    if not (folder / 'map.yaml').is_file():
+        raise MapError(f'{folder} holds no map.yaml, so it is no map or was never finished; '
+                       'run `nerfmatch build` with the same --output to finish it')
+    try:
+        description = load_yaml(folder / 'map.yaml')
+    except ConfigError as error:
+        raise MapError(str(error)) from error
+    if not isinstance(description, dict) or description.get('format') != FORMAT:
+        raise MapError(f"{folder / 'map.yaml'} does not describe a map ('format: {FORMAT}')")
+    if description.get('version') != VERSION:
+        raise MapError(f"{folder} has map version {description.get('version')}, this program "
+                       f'reads version {VERSION}; build the map again')
+    checksums = description.get('sha256')
+    for name in FILES:
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise MapError(f'{path} is missing or no plain file; copy the whole map folder')
+        expected = checksums.get(name) if isinstance(checksums, dict) else None
+        found = _sha256(path)
+        if found != expected:
+            raise MapError(f'{path} is damaged: sha256 is {found}, map.yaml says {expected}')
+    return description
+
+
+def _read(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    with safe_open(path, 'pt') as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys() if key not in skip}
+    for key, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f'{path.name}: {key} holds NaN or infinity')
+    return tensors
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    module.load_state_dict({key: value.float() if value.is_floating_point() else value
+                            for key, value in _read(path).items()})
+    module.eval().requires_grad_(False)
+
+
+def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
+    scene = description['scene_frame']
+    frame = SceneFrame(Similarity.from_dict(scene['scene_from_map']), float(scene['near']),
+                       float(scene['far']))
+    field_config = from_dict(FieldConfig, description['field'], 'map.yaml: field')
+    matcher_config = replace(from_dict(MatcherConfig, description['matcher'],
+                                       'map.yaml: matcher'), pretrained=False)
+    with safe_open(folder / FILES[0], 'pt') as opened:
+        rows = [opened.get_slice(key).get_shape()[0] for key in opened.keys()
+                if key in ('exposure', 'appearance.weight')]
+    field = field_config.make(rows[0] if rows else 1)
+    _load_weights(field, folder / FILES[0])
+    matcher = NeRFMatcher(matcher_config, field.feature_channels)
+    _load_weights(matcher, folder / FILES[1])
+    cameras = [Camera.from_dict(camera) for camera in description['cameras']]
+    views = description['references']
+    stored = _read(folder / FILES[2], skip=('points', 'features'))
+    count = len(views)
+    if stored['map_from_camera'].shape != (count, 4, 4) or len(stored['descriptors']) != count \
+            or stored['starts'].shape != (count + 1,):
+        raise ValueError(f'{FILES[2]} does not hold the {count} reference views of map.yaml')
+    references = References(
+        [view['name'] for view in views], [cameras[view['camera']] for view in views],
+        stored['map_from_camera'].double().numpy(), stored['descriptors'].float(),
+        stored['starts'], file=folder / FILES[2])
+    surface = _read(folder / FILES[3])
+    return SceneMap(
+        frame, field_config, field, matcher_config, matcher, references,
+        Surface(surface['points'], surface.get('features')), surface['words'],
+        float(description['working_focal']), int(description['longest_side']),
+        str(description['frame_id']), dict(description['localization']),
+        dict(description['notes']))
