@@ -31,7 +31,7 @@ format: $(ENVIRONMENT)
 
 # The map that the demo uses, made by the command a user makes maps with.
 demo-map: $(INSTALLED)
-	$(BIN)/python -m nerfmatch_ros.data.synthetic $(ROOM)
+	$(BIN)/python tools/make_demo_room.py $(ROOM)
 	rm -rf out/demo_map
 	$(BIN)/nerfmatch build --images $(ROOM) --output out/demo_map --config config/demo_map.yaml
 	rm -rf $(MAP)

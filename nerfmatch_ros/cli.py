@@ -13,7 +13,7 @@ from pathlib import Path
 import sys
 from typing import Annotated, Literal
 
-from nerfmatch_ros.errors import DataError, NerfmatchError
+from nerfmatch_ros.errors import ConfigError, NerfmatchError
 import tyro
 from tyro.conf import arg, Positional
 
@@ -33,13 +33,15 @@ def build(
     device: Device = 'auto',
 ) -> None:
     """Make a map from posed photographs."""
-    from nerfmatch_ros.config import choose_device, load_config
+    from nerfmatch_ros.config import choose_device, from_dict, load_yaml
     from nerfmatch_ros.data.reader import read_posed_images
     from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
     if minutes is not None and not minutes > 0:
-        raise DataError(f'--minutes {minutes} leaves no time; give a positive number')
+        raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
+    values = {} if config is None else load_yaml(config)
     build_map(
-        read_posed_images(images, _named(split)), output, load_config(BuildConfig, config),
+        read_posed_images(images, _named(split)), output,
+        from_dict(BuildConfig, values or {}, str(config)),
         device=choose_device(device), minutes=minutes)
 
 
@@ -56,7 +58,7 @@ def localize(
     from nerfmatch_ros.data.photograph import read_camera
     from nerfmatch_ros.localization.localize_files import localize_files
     if not images:
-        raise DataError('no photograph is named; give at least one file')
+        raise ConfigError('no photograph is named; give at least one file')
     given = None if camera is None else read_camera(camera)
     for record in localize_files(_load(map, device), images, given):
         print(json.dumps(record, allow_nan=False), flush=True)
@@ -108,7 +110,7 @@ def render(
     from nerfmatch_ros.data.tum import parse_pose, read_tum
     from nerfmatch_ros.localization.render_views import default_camera, render_views
     if (pose is None) == (trajectory is None):
-        raise DataError('give either --pose or --trajectory')
+        raise ConfigError('give either --pose or --trajectory')
     if trajectory is not None:
         poses = [pose_of_line for _, pose_of_line in read_tum(trajectory)]
     else:
@@ -145,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = tyro.extras.subcommand_cli_from_dict(
             VERBS, prog='nerfmatch', args=arguments,
             description='Camera localization in a NeRF map.',
-            config=(tyro.conf.FlagCreatePairsOff,))
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except NerfmatchError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

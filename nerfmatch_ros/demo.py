@@ -12,12 +12,12 @@ import math
 from pathlib import Path
 import time
 
+from nerfmatch_ros.config import choose_device
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.data.synthetic import synthetic_images
+from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.errors import MapError, NerfmatchError
 from nerfmatch_ros.evaluation import metrics
 from nerfmatch_ros.evaluation.evaluate import errors_of, QueryResult, summarize, write_results
-from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 from nerfmatch_ros.localization.localizer import Localizer
 from rich.console import Console
@@ -26,8 +26,6 @@ from rich.markup import escape
 from rich.table import Table
 
 DEMO_MAP = Path(__file__).parent / 'demo_map'
-CAMERA = Camera(
-    model='PINHOLE', width=320, height=240, fx=240.0, fy=240.0, cx=159.5, cy=119.5)
 
 # What the README promises.
 MEDIAN_METRES, MEDIAN_DEGREES = 0.05, 1.0
@@ -48,9 +46,9 @@ def run_demo(*, queries: int, output: Path, ros: str, map_folder: Path | None) -
     if not folder.is_dir():
         raise MapError(f'there is no map at {folder}; make the demo map with `make demo-map`')
     console = Console()
-    localizer = Localizer.load(folder, device='cpu')
+    localizer = Localizer.load(folder, device=choose_device('auto'))
     with _way_in(ros, folder, output, localizer, console) as localize:
-        images = synthetic_images('test', queries, CAMERA)
+        images = synthetic_images('test', queries, default_camera())
         results = _drive(localize, images, console)
     # Loaded late: matplotlib takes a second, and the table should begin at once.
     from nerfmatch_ros.evaluation.pictures import draw_trajectory, draw_worst

@@ -1,3 +1,4 @@
+from dataclasses import dataclass, replace
 import json
 from pathlib import Path
 import subprocess
@@ -24,8 +25,8 @@ def photographs(tmp_path):
     for index, image in enumerate(queries(4)):
         name = f'{index}.png'
         cv2.imwrite(str(folder / name), image.pixels[..., ::-1])
-        entry = transforms_json.frame_entry(image, name)
-        frames.append({**entry, 'split': 'train' if index == 3 else 'test'})
+        image = replace(image, name=name, split='train' if index == 3 else 'test')
+        frames.append(transforms_json.frame_entry(image, folder))
     transforms_json.write(folder / 'transforms.json', frames)
     return folder
 
@@ -162,20 +163,28 @@ def test_render_writes_a_picture_for_each_pose(localizer, tmp_path, capsys):
 def test_build_hands_over_training_images_configuration_and_time(
         photographs, monkeypatch, capsys, tmp_path):
     calls = []
-    module(monkeypatch, 'nerfmatch_ros.config',
-           choose_device=lambda name: f'chosen {name}',
-           load_config=lambda kind, path: (kind, path))
-    module(monkeypatch, 'nerfmatch_ros.mapping.build_map', BuildConfig='kind',
+
+    @dataclass(frozen=True)
+    class BuildConfig:
+        seed: int = 0
+
+    module(monkeypatch, 'nerfmatch_ros.mapping.build_map', BuildConfig=BuildConfig,
            build_map=lambda *positional, **named: calls.append((positional, named)))
     config = tmp_path / 'c.yaml'
+    config.write_text('seed: 3\n')
     arguments = ['build', '--images', photographs, '--output', tmp_path / 'map']
     assert run(*arguments, '--config', config, '--minutes', '5', '--device', 'cpu') == 0
-    (images, output, loaded), named = calls[0]
+    (images, output, options), named = calls[0]
     assert [image.name for image in images] == ['3.png']
-    assert output == tmp_path / 'map' and loaded == ('kind', config)
-    assert named == {'device': 'chosen cpu', 'minutes': 5.0}
+    assert output == tmp_path / 'map' and options == BuildConfig(seed=3)
+    assert named == {'device': 'cpu', 'minutes': 5.0}
+    assert run(*arguments, '--device', 'cpu') == 0
+    assert calls[1][0][2] == BuildConfig() and calls[1][1]['minutes'] is None
     assert run(*arguments, '--minutes', '0') == 2
     assert '--minutes 0' in capsys.readouterr().err
+    config.write_text('sead: 3\n')
+    assert run(*arguments, '--config', config) == 2
+    assert "did you mean 'seed'" in capsys.readouterr().err
 
 
 def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):

@@ -87,15 +87,15 @@ def test_confident_but_wrong_needs_a_pose_an_error_and_confidence():
 def test_honest_covariance_has_a_nees_of_six():
     rng = np.random.default_rng(3)
     estimated, true, covariances = [], [], []
-    for _ in range(2000):
+    for _ in range(1000):
         root = rng.normal(size=(6, 6)) * 0.01
         true.append(random_pose(rng))
         # The error is drawn from the covariance in the convention of a ROS pose message.
         estimated.append(moved(true[-1], root @ rng.normal(size=6)))
         covariances.append(root @ root.T)
-    assert metrics.average_nees(estimated, true, covariances) == pytest.approx(6, abs=0.3)
+    assert metrics.average_nees(estimated, true, covariances) == pytest.approx(6, abs=0.4)
     confident = [covariance / 4 for covariance in covariances]
-    assert metrics.average_nees(estimated, true, confident) == pytest.approx(24, abs=1.2)
+    assert metrics.average_nees(estimated, true, confident) == pytest.approx(24, abs=1.6)
 
 
 def test_nees_leaves_out_queries_without_pose_or_covariance():

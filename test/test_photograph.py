@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import cv2
 from fake_localizer import CAMERA, queries
 from nerfmatch_ros.data import transforms_json
 from nerfmatch_ros.data.photograph import camera_of_size, read_camera, read_photograph
-from nerfmatch_ros.errors import DataError
+from nerfmatch_ros.errors import DataError, NerfmatchError
 from nerfmatch_ros.geometry.camera import Camera
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ def write_transforms(folder, names):
     frames = []
     for image, name in zip(queries(len(names)), names):
         write_image(folder / name)
-        frames.append(transforms_json.frame_entry(image, name))
+        frames.append(transforms_json.frame_entry(replace(image, name=name), folder))
     transforms_json.write(folder / 'transforms.json', frames)
 
 
@@ -76,7 +78,7 @@ def test_camera_file_round_trip(tmp_path):
 def test_bad_camera_file_is_named(tmp_path, text):
     path = tmp_path / 'camera.yaml'
     path.write_text(text)
-    with pytest.raises(DataError, match=r'camera\.yaml'):
+    with pytest.raises(NerfmatchError, match=r'camera\.yaml'):
         read_camera(path)
-    with pytest.raises(DataError, match='cannot read'):
+    with pytest.raises(NerfmatchError, match='cannot read'):
         read_camera(tmp_path / 'none.yaml')

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from nerfmatch_ros.config import load_yaml
 from nerfmatch_ros.data.image_size import image_size
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.reader import read_posed_images
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.camera import Camera
-import yaml
 
 CAMERA_FILE = 'transforms.json'
 
@@ -39,10 +39,7 @@ def read_photograph(
 
 def read_camera(path: Path) -> Camera:
     """Read a camera from YAML: model, width, height, fx, fy, cx, cy, distortion."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f'cannot read the camera {path}: {error}') from error
+    values = load_yaml(path)
     if not isinstance(values, dict):
         raise DataError(
             f'{path} holds no camera; write `model: PINHOLE`, width, height, fx, fy, cx, cy and, '

@@ -1,7 +1,7 @@
 """The localizer node run as a process of its own, and the other end of its topics."""
 
-import array
 from collections.abc import Mapping
+from functools import partial
 import os
 from pathlib import Path
 import signal
@@ -9,23 +9,19 @@ import subprocess
 import sys
 import time
 
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 import nerfmatch_ros
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.data.tum import pose_from_numbers
 from nerfmatch_ros.errors import NerfmatchError
-from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
-import numpy as np
+from nerfmatch_ros.ros.conversions import image_message, info_message, matrix_from_pose
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
-DISTORTION_MODELS = {
-    'PINHOLE': 'plumb_bob', 'OPENCV': 'plumb_bob', 'OPENCV_FISHEYE': 'equidistant',
-    'RATIONAL': 'rational_polynomial',
-}
+FRAME = 'camera_optical_frame'
+COVARIANCE_SECONDS = 0.2  # to wait for the covariance after the pose; the node sends both at once
 
 
 class NodeClient:
@@ -36,16 +32,26 @@ class NodeClient:
     that depends on this process and keep to this machine, so nothing else hears them.
     """
 
-    def __init__(self, map_folder: Path, log: Path, parameters: Mapping[str, str] | None = None):
-        """Prepare; log: file for what the node prints; parameters: of the node, name to text."""
+    def __init__(
+        self, map_folder: Path, log: Path, *, parameters: Mapping[str, str] | None = None,
+        module: str = 'nerfmatch_ros.ros.localizer_node',
+    ):
+        """
+        Prepare; nothing runs before the context is entered.
+
+        log: file for what the node prints; parameters: of the node, name to text; module: what
+        `python -m` runs as the node.
+        """
         self._log_path = log
         values = {'map_path': str(Path(map_folder).resolve()), **(parameters or {})}
-        self._command = [sys.executable, '-m', 'nerfmatch_ros.ros.localizer_node', '--ros-args']
+        self._command = [sys.executable, '-m', module, '--ros-args']
         for name, value in values.items():
             self._command += ['-p', f'{name}:={value}']
         self._domain = 1 + os.getpid() % 100  # above 101 the ports may be taken by the system
         self._process: subprocess.Popen | None = None
+        # Answers by the stamp of their image.
         self._poses: dict[tuple[int, int], PoseStamped] = {}
+        self._covariances: dict[tuple[int, int], PoseWithCovarianceStamped] = {}
 
     def __enter__(self) -> 'NodeClient':
         """Start the node and wait until it listens."""
@@ -59,8 +65,12 @@ class NodeClient:
         self._infos = self._node.create_publisher(CameraInfo, 'camera_info', 1)
         # Receives from a reliable and from a best-effort publisher alike.
         quality = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._answers = self._node.create_subscription(
-            PoseStamped, 'pose', self._on_pose, quality)
+        self._subscriptions = [
+            self._node.create_subscription(
+                PoseStamped, 'pose', partial(keep, self._poses), quality),
+            self._node.create_subscription(
+                PoseWithCovarianceStamped, 'pose_with_covariance',
+                partial(keep, self._covariances), quality)]
         try:
             self._start_process()
         except BaseException:
@@ -83,31 +93,23 @@ class NodeClient:
 
     def localize(self, image: PosedImage, timeout: float = 10.0) -> PoseEstimate:
         """
-        Publish the image and wait for its pose; the pose alone comes back, without covariance.
+        Publish the image and wait for its pose and covariance.
 
         timeout: seconds to wait; the node publishes nothing for an image that it cannot localize.
         """
-        info = camera_info_message(image.camera)
-        message = image_message(image.rgb())
         stamp = self._node.get_clock().now().to_msg()
-        info.header.stamp = message.header.stamp = stamp
-        info.header.frame_id = message.header.frame_id = 'camera_optical_frame'
-        self._infos.publish(info)
-        self._images.publish(message)
+        self._infos.publish(info_message(image.camera, stamp, FRAME))
+        self._images.publish(image_message(image.rgb(), stamp, FRAME))
         key = (stamp.sec, stamp.nanosec)
-        self._spin_until(lambda: key in self._poses, timeout)
-        answer = self._poses.pop(key, None)
-        if answer is None:
-            return PoseEstimate(
-                map_from_camera=None, reason=f'no pose within {timeout:g} s', covariance=None,
-                inliers=0, matches=0, reprojection_error=float('nan'))
-        p, q = answer.pose.position, answer.pose.orientation
+        pose = covariance = None
+        reason = f'no pose within {timeout:g} s'
+        if self._spin_until(lambda: key in self._poses, timeout):
+            pose, reason = matrix_from_pose(self._poses.pop(key).pose), ''
+            if self._spin_until(lambda: key in self._covariances, COVARIANCE_SECONDS):
+                covariance = self._covariances.pop(key).pose.covariance.reshape(6, 6)
         return PoseEstimate(
-            map_from_camera=pose_from_numbers((p.x, p.y, p.z, q.x, q.y, q.z, q.w)), reason='',
-            covariance=None, inliers=0, matches=0, reprojection_error=float('nan'))
-
-    def _on_pose(self, message: PoseStamped):
-        self._poses[message.header.stamp.sec, message.header.stamp.nanosec] = message
+            map_from_camera=pose, reason=reason, covariance=covariance, inliers=0, matches=0,
+            reprojection_error=float('nan'))
 
     def _start_process(self):
         # The node runs the same code as this process, whether that is installed or a work tree.
@@ -143,24 +145,6 @@ class NodeClient:
         return '; its last lines:\n' + '\n'.join(lines[-12:])
 
 
-def image_message(rgb: np.ndarray) -> Image:
-    """Make a message of a picture (H, W, 3), uint8 RGB."""
-    height, width = rgb.shape[:2]
-    message = Image(height=height, width=width, encoding='rgb8', step=3 * width)
-    data = array.array('B')  # the one type that rclpy takes without a copy element by element
-    data.frombytes(np.ascontiguousarray(rgb).tobytes())
-    message.data = data
-    return message
-
-
-def camera_info_message(camera: Camera) -> CameraInfo:
-    """Make a message of a camera; both count pixels from the centre of the first one."""
-    matrix = camera.matrix()
-    projection = np.concatenate([matrix, np.zeros((3, 1))], axis=1)
-    distortion = tuple(camera.distortion)
-    if camera.model in ('PINHOLE', 'OPENCV'):
-        distortion = (*(distortion or (0.0,) * 4), 0.0)  # plumb_bob has k3 as well
-    return CameraInfo(
-        width=camera.width, height=camera.height, distortion_model=DISTORTION_MODELS[camera.model],
-        d=list(distortion), k=matrix.ravel().tolist(), r=np.eye(3).ravel().tolist(),
-        p=projection.ravel().tolist())
+def keep(answers: dict, message: PoseStamped | PoseWithCovarianceStamped) -> None:
+    """Store a message by its stamp."""
+    answers[message.header.stamp.sec, message.header.stamp.nanosec] = message
