@@ -67,7 +67,8 @@ def image_to_rgb(message: Image) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
     # Rows may be padded: the first width * channels bytes of each are the picture.
     rows = data.reshape(height, step)[:, :width * channels].reshape(height, width, channels)
-    return rows if colours is None else cv2.cvtColor(rows, colours)
+    # Either way what comes out lies in memory as an array of its own would.
+    return np.ascontiguousarray(rows) if colours is None else cv2.cvtColor(rows, colours)
 
 
 def camera_from_info(message: CameraInfo) -> Camera:
@@ -119,9 +120,11 @@ def fit_to_image(camera: Camera, width: int, height: int) -> Camera:
 def info_key(message: CameraInfo) -> tuple:
     """Give everything in a CameraInfo that the camera depends on, to compare two of them."""
     roi = message.roi
+    # Numbers as bytes: two lists with the same NaN in them are the same here.
     return (
-        message.width, message.height, message.distortion_model, tuple(message.d),
-        tuple(message.k), message.binning_x, message.binning_y,
+        message.width, message.height, message.distortion_model,
+        np.asarray(message.d, np.float64).tobytes(), np.asarray(message.k, np.float64).tobytes(),
+        message.binning_x, message.binning_y,
         (roi.x_offset, roi.y_offset, roi.width, roi.height))
 
 
