@@ -31,11 +31,6 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
-try:
-    from rclpy.event_handler import SubscriptionEventCallbacks
-except ImportError:  # ROS 2 Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks
-
 NODE_NAME = 'nerfmatch_localizer'
 # Asks for the least, so that drivers of every quality of service are heard.
 SENSOR_QUALITY = QoSProfile(
@@ -43,9 +38,9 @@ SENSOR_QUALITY = QoSProfile(
 # Offers the most, so that every subscriber is served and a late one gets the last pose.
 POSE_QUALITY = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-LATCHED_QUALITY = POSE_QUALITY
+LATCHED_QUALITY = POSE_QUALITY  # the same wishes, of a camera_info that is published once
 RESTART_NS = 1_000_000_000  # stamps that go back this far are a new run, such as a looping bag
-WATCH_SECONDS, REPORT_SECONDS = 5.0, 30.0
+WATCH_SECONDS, REPORT_SECONDS = 1.0, 30.0
 THROTTLE = 5.0  # seconds between two equal complaints
 JOIN_SECONDS = 4.0  # ros2 launch loses patience after 5
 
@@ -102,15 +97,12 @@ class LocalizerNode(Node):
             Image, 'image', self._on_image, SENSOR_QUALITY)
         self._infos = self.create_subscription(
             CameraInfo, 'camera_info', self._on_camera_info, SENSOR_QUALITY)
-        # Hears a camera_info that was published once, before this node came up. Ordinary drivers
-        # do not offer that, which is no reason for the warning that rclpy would give.
-        self._latched_infos = self.create_subscription(
-            CameraInfo, 'camera_info', self._on_camera_info, LATCHED_QUALITY,
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
+        self._latched_infos = None  # made once somebody offers one
         # Steady clocks: these must run while simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(WATCH_SECONDS, self._watch, clock=steady)
         self.create_timer(REPORT_SECONDS, self._report, clock=steady)
+        self._started = time.monotonic()
         self._worker.start()
         self.get_logger().info(
             f'map {parameters.map_path}, device {device}, '
@@ -240,8 +232,22 @@ class LocalizerNode(Node):
             'with camera_frame_id', throttle_duration_sec=THROTTLE)
         return False
 
+    def _subscribe_latched_infos(self):
+        """Ask for the camera_info that was published once, perhaps before this node came up.
+
+        Only where it is offered: an ordinary driver would warn of a subscriber it cannot serve.
+        """
+        if self._latched_infos is None and any(
+                info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+                for info in self.get_publishers_info_by_topic(self._infos.topic_name)):
+            self._latched_infos = self.create_subscription(
+                CameraInfo, 'camera_info', self._on_camera_info, LATCHED_QUALITY)
+
     def _watch(self):
-        """Say what is missing while nothing can be done."""
+        """Look for a latched camera_info; say what is missing while nothing can be done."""
+        self._subscribe_latched_infos()
+        if time.monotonic() - self._started < THROTTLE:
+            return  # others may be starting too
         waiting = self._slot.waiting()
         if self._newest_ns is None:
             topic = self._images.topic_name

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from nerfmatch_ros.errors import MapError
 from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.ros.localizer_node import main
+from nerfmatch_ros.ros.localizer_node import LocalizerNode, main
 import numpy as np
 
 
@@ -20,6 +20,9 @@ class FakeEstimate:
     map_from_camera: np.ndarray | None
     reason: str = ''
     covariance: np.ndarray | None = None
+
+
+__all__ = ['LocalizerNode', 'load']
 
 
 class FakeLocalizer:
@@ -47,6 +50,7 @@ class FakeLocalizer:
 
 
 def load(folder, *, device, threads):
+    print('loading', flush=True)
     if folder.name == 'slow':
         time.sleep(60)
     if folder.name != 'room':
