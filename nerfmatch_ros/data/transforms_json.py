@@ -63,15 +63,15 @@ def write(file: Path, frames: list[dict[str, Any]]):
     file.write_text(content + '\n', encoding='utf-8')
 
 
-def frame_entry(image: PosedImage, file_path: str) -> dict[str, Any]:
-    """Give the frame of the format that `read` turns into this image again.
+def frame_entry(image: PosedImage, folder: Path) -> dict[str, Any]:
+    """Give the frame that `read` turns into this image again; its name is the picture's path.
 
-    file_path: of the picture, relative to the folder of transforms.json.
+    folder: of transforms.json; depth and mask are named relative to it.
     """
     camera = image.camera
     model = {'RATIONAL': 'FULL_OPENCV'}.get(camera.model, camera.model)
     entry = {
-        'file_path': file_path, 'camera_model': model, 'w': camera.width, 'h': camera.height,
+        'file_path': image.name, 'camera_model': model, 'w': camera.width, 'h': camera.height,
         'fl_x': camera.fx, 'fl_y': camera.fy, 'cx': camera.cx + 0.5, 'cy': camera.cy + 0.5,
         **dict(zip(_MODELS[model][1], camera.distortion)),
         'transform_matrix': (image.map_from_camera @ OPENGL_FROM_OPENCV).tolist(),
@@ -80,6 +80,11 @@ def frame_entry(image: PosedImage, file_path: str) -> dict[str, Any]:
         entry['split'] = image.split
     if image.stamp is not None:
         entry['timestamp'] = image.stamp
+    if image.depth_path is not None:
+        entry['depth_file_path'] = image.depth_path.relative_to(folder).as_posix()
+        entry['depth_unit_scale_factor'] = image.depth_scale
+    if image.mask_path is not None:
+        entry['mask_path'] = image.mask_path.relative_to(folder).as_posix()
     return entry
 
 
