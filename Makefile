@@ -10,7 +10,7 @@ ENVIRONMENT := $(VENV)/.environment-ready
 INSTALLED := $(VENV)/.package-installed
 RECIPE := $(wildcard requirements/*.txt) $(wildcard tools/*.sh tools/*.py tools/tf2_msgs/*/*)
 PACKAGE := $(wildcard setup.py setup.cfg package.xml resource/* scripts/*) \
-    $(shell find nerfmatch_ros launch config -type f ! -name '*.pyc')
+    $(wildcard launch/* config/*) $(shell find nerfmatch_ros -type f ! -name "*.pyc")
 
 # Tests and demo talk over ROS only within this machine.
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST

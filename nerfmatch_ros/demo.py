@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 import math
 from pathlib import Path
 import time
@@ -71,7 +72,9 @@ def _way_in(ros: str, folder: Path, output: Path, localizer: Localizer, console:
         yield localizer.localize
         return
     from nerfmatch_ros.ros.node_client import NodeClient
-    with NodeClient(folder, output / 'node.log') as client:
+    # tf2_msgs is not among the ROS wheels, it is built where there is a compiler.
+    parameters = {'tf_broadcast': 'true' if find_spec('tf2_msgs') else 'false'}
+    with NodeClient(folder, output / 'node.log', parameters=parameters) as client:
         console.print('Through the ROS node: images and camera_info go out, poses come back.')
         yield client.localize
 

@@ -16,7 +16,9 @@ def node(monkeypatch, tmp_path):
     """Give a function from a map's name to a client of the node in fake_node.py."""
     paths = [str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, paths)))
-    return lambda name: NodeClient(tmp_path / name, tmp_path / 'node.log', module='fake_node')
+    return lambda name: NodeClient(
+        tmp_path / name, tmp_path / 'node.log', module='fake_node',
+        parameters={'tf_broadcast': 'false'})
 
 
 def test_images_go_out_and_poses_with_covariance_come_back(node, tmp_path):

@@ -22,7 +22,7 @@ fi
 bin=$venv/bin
 install() { "$bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
-say 'torch'
+say 'torch (a large download where it is not cached)'
 install -r requirements/torch.txt
 say 'libraries'
 install -r requirements/base.txt

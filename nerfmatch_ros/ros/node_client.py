@@ -21,6 +21,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
 FRAME = 'camera_optical_frame'
+SETTLE_SECONDS = 0.5
+RESEND_SECONDS = 2.0
 COVARIANCE_SECONDS = 0.2  # to wait for the covariance after the pose; the node sends both at once
 
 
@@ -98,12 +100,19 @@ class NodeClient:
         timeout: seconds to wait; the node publishes nothing for an image that it cannot localize.
         """
         stamp = self._node.get_clock().now().to_msg()
-        self._infos.publish(info_message(image.camera, stamp, FRAME))
-        self._images.publish(image_message(image.rgb(), stamp, FRAME))
+        info = info_message(image.camera, stamp, FRAME)
+        message = image_message(image.rgb(), stamp, FRAME)
         key = (stamp.sec, stamp.nanosec)
         pose = covariance = None
         reason = f'no pose within {timeout:g} s'
-        if self._spin_until(lambda: key in self._poses, timeout):
+        deadline = time.monotonic() + timeout
+        while key not in self._poses and (left := deadline - time.monotonic()) > 0:
+            # Best effort may lose a message, surely so while the other end is still connecting;
+            # the node ignores an image whose stamp it has seen.
+            self._infos.publish(info)
+            self._images.publish(message)
+            self._spin_until(lambda: key in self._poses, min(left, RESEND_SECONDS))
+        if key in self._poses:
             pose, reason = matrix_from_pose(self._poses.pop(key).pose), ''
             if self._spin_until(lambda: key in self._covariances, COVARIANCE_SECONDS):
                 covariance = self._covariances.pop(key).pose.covariance.reshape(6, 6)
@@ -128,6 +137,8 @@ class NodeClient:
             and self._node.count_publishers('pose')), 120.0)
         if not connected:
             raise NerfmatchError(f'the localizer node did not listen within 120 s{self._tail()}')
+        # This end is connected; the other one usually is a moment later.
+        self._spin_until(lambda: False, SETTLE_SECONDS)
 
     def _spin_until(self, done, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
