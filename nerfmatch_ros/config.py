@@ -3,15 +3,16 @@
 from dataclasses import fields, is_dataclass
 import difflib
 from pathlib import Path
+import re
 import types
 import typing
 from typing import Any, TypeVar
 
+from nerfmatch_ros.errors import ConfigError
 import yaml
 
-from nerfmatch_ros.errors import ConfigError
-
 Config = TypeVar('Config')
+_EXPONENT = re.compile(r'[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+')  # text to YAML 1.1: 1e-3
 
 
 def from_dict(kind: type[Config], values: dict[str, Any], where: str = 'configuration') -> Config:
@@ -48,6 +49,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return tuple(_convert(k, v, f'{where}[{i}]') for i, (k, v) in enumerate(
             zip(_item_kinds(kind, len(value), where), value)))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     if kind is int and isinstance(value, bool) or not isinstance(value, kind):
         raise ConfigError(f'{where} is {value!r}; it must be of type {kind.__name__}')
@@ -91,13 +94,18 @@ def choose_device(name: str = 'auto') -> str:
         raise ConfigError(f"device '{name}' was asked for but torch finds no CUDA device; "
                           "use 'cpu' or 'auto'")
     try:
-        return str(torch.device(name))
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device '{name}' is unknown; use auto, cpu or cuda:0") from error
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device '{name}' was asked for but there are only "
+                          f'{torch.cuda.device_count()} CUDA devices, counted from 0')
+    return str(device)
 
 
 def load_config(kind: type[Config], path: Path | None) -> Config:
     """Read a configuration file, or give the defaults where there is none."""
     if path is None:
         return kind()
-    return from_dict(kind, load_yaml(path) or {}, str(path))
+    values = load_yaml(path)
+    return from_dict(kind, {} if values is None else values, str(path))

@@ -5,20 +5,15 @@ files. It is data only: loading it runs no code from it. `map.yaml` is written l
 is swapped in whole, so a map that was cut short is never taken for one.
 """
 
-from dataclasses import dataclass, field as dataclass_field, replace
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 import hashlib
 from pathlib import Path
 import shutil
 from typing import Any
 
-import numpy as np
-from safetensors import safe_open, SafetensorError
-from safetensors.torch import save_file
-import torch
-from torch import nn, Tensor
-import yaml
-
 from nerfmatch_ros.config import from_dict, load_yaml, to_dict
+from nerfmatch_ros.data.posed_image import checked_pose
 from nerfmatch_ros.errors import ConfigError, DataError, MapError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
@@ -27,6 +22,12 @@ from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
 from nerfmatch_ros.radiance_field.mip_field import MipField, MipFieldConfig
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+import numpy as np
+from safetensors import safe_open, SafetensorError
+from safetensors.torch import save_file
+import torch
+from torch import nn, Tensor
+import yaml
 
 FORMAT = 'nerfmatch_ros map'
 VERSION = 1
@@ -74,7 +75,11 @@ class References:
         with safe_open(self.file, 'pt') as opened:
             features = opened.get_slice('features')[start:end] \
                 if 'features' in opened.keys() else None
-            return opened.get_slice('points')[start:end], features
+            points = opened.get_slice('points')[start:end]
+        if not points.isfinite().all() or (
+                features is not None and not features.isfinite().all()):
+            raise MapError(f'{self.file}: reference view {self.names[k]} holds NaN or infinity')
+        return points, features
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,9 @@ class SceneMap:
 
     def save(self, folder: Path) -> None:
         """Write the map; an old map in `folder` stays until the new one is whole."""
-        folder = Path(folder)
+        folder = Path(folder).resolve()  # a link is followed: what it points to is replaced
+        if folder.exists() and not folder.is_dir():
+            raise MapError(f'{folder} is a file; give a folder for the map')
         if folder.exists() and any(folder.iterdir()) and not (folder / 'map.yaml').exists():
             raise MapError(f'{folder} is not empty and holds no map; choose another folder')
         partial = folder.with_name(folder.name + '.partial')
@@ -197,14 +204,16 @@ class SceneMap:
         description = _read_description(folder)
         try:
             return _assemble(folder, description)
-        except (ConfigError, DataError, SafetensorError, KeyError, TypeError, ValueError,
-                RuntimeError) as error:
+        except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError, OSError,
+                RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise MapError(f'{folder} cannot be read as a map: {error!r}; '
                            'build it again or copy it again from its source') from error
 
 
 def _halved(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.half() if value.is_floating_point() and value.numel() > _LARGE else value
+    largest = torch.finfo(torch.float16).max  # densities of an opaque surface may exceed it
+    return {name: value.clamp(-largest, largest).half()
+            if value.is_floating_point() and value.numel() > _LARGE else value
             for name, value in module.state_dict().items()}
 
 
@@ -275,18 +284,40 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     cameras = [Camera.from_dict(camera) for camera in description['cameras']]
     views = description['references']
     stored = _read(folder / FILES[2], skip=('points', 'features'))
-    count = len(views)
-    if stored['map_from_camera'].shape != (count, 4, 4) or len(stored['descriptors']) != count \
-            or stored['starts'].shape != (count + 1,):
-        raise ValueError(f'{FILES[2]} does not hold the {count} reference views of map.yaml')
+    poses = np.array([checked_pose(pose, f'{FILES[2]}, reference view {k}') for k, pose in
+                      enumerate(stored['map_from_camera'].double().numpy())])
     references = References(
         [view['name'] for view in views], [cameras[view['camera']] for view in views],
-        stored['map_from_camera'].double().numpy(), stored['descriptors'].float(),
-        stored['starts'], file=folder / FILES[2])
-    surface = _read(folder / FILES[3])
+        poses, stored['descriptors'].float(), stored['starts'], file=folder / FILES[2])
+    tensors = _read(folder / FILES[3])
+    surface, words = Surface(tensors['points'], tensors.get('features')), tensors['words']
+    _check_shapes(references, surface, words, matcher, field.feature_channels)
     return SceneMap(
-        frame, field_config, field, matcher_config, matcher, references,
-        Surface(surface['points'], surface.get('features')), surface['words'],
+        frame, field_config, field, matcher_config, matcher, references, surface, words,
         float(description['working_focal']), int(description['longest_side']),
         str(description['frame_id']), dict(description['localization']),
         dict(description['notes']))
+
+
+def _check_shapes(references: References, surface: Surface, words: Tensor, matcher: NeRFMatcher,
+                  feature_channels: int) -> None:
+    """Refuse tensors that do not fit to one another, before a query stumbles over them."""
+    with safe_open(references.file, 'pt') as opened:
+        shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
+    starts, views = references.starts, len(references.names)
+    if starts.dtype != torch.int64 or starts.shape != (views + 1,) \
+            or (starts.diff() < 0).any() or starts[0] != 0:
+        raise ValueError(f'starts of {FILES[2]} does not hold {views} reference views')
+    rows, count = starts[-1].item(), len(surface.points)
+    expected = {'map_from_camera': (views, 4, 4), 'descriptors': (views, len(words)),
+                'points': (rows, 3), 'surface points': (count, 3),
+                'words': (len(words), matcher.point_coarse.out_features)}
+    shapes |= {'surface points': tuple(surface.points.shape), 'words': tuple(words.shape)}
+    if matcher.config.feature_layer is not None:
+        expected |= {'features': (rows, feature_channels),
+                     'surface features': (count, feature_channels)}
+        shapes['surface features'] = None if surface.features is None \
+            else tuple(surface.features.shape)
+    for name, shape in expected.items():
+        if shapes.get(name) != shape:
+            raise ValueError(f'{name} has shape {shapes.get(name)}, not {shape}')

@@ -29,7 +29,7 @@ class WorkingView:
 
     def picture(self, rgb: np.ndarray) -> np.ndarray:
         """Resample a photograph (H, W, 3) uint8 to the working picture (h, w, 3) uint8."""
-        rgb = _resized(rgb, self.scaled, cv2.INTER_AREA)
+        rgb = _resized(rgb, self.scaled)
         if self.camera.model == self.scaled.model:
             return np.ascontiguousarray(rgb[:self.camera.height, :self.camera.width])
         return cv2.remap(rgb, *self._remap, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -41,9 +41,11 @@ class WorkingView:
         return source[..., 0], source[..., 1]
 
 
-def _resized(rgb: np.ndarray, camera: Camera, interpolation: int) -> np.ndarray:
+def _resized(rgb: np.ndarray, camera: Camera) -> np.ndarray:
     if rgb.shape[:2] == (camera.height, camera.width):
         return rgb
+    # Averaging areas makes blocks where there is more than one pixel for each of the source.
+    interpolation = cv2.INTER_AREA if camera.width < rgb.shape[1] else cv2.INTER_LINEAR
     return cv2.resize(rgb, (camera.width, camera.height), interpolation=interpolation)
 
 

@@ -7,10 +7,9 @@ that were offered. No true pose is ever involved.
 from collections.abc import Callable
 import math
 
-import torch
-
 from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
+import torch
 
 
 def is_better(new: PoseEstimate, old: PoseEstimate) -> bool:

@@ -7,10 +7,9 @@ the true matches stay exact whatever the depth.
 from dataclasses import dataclass, replace
 
 import cv2
+from nerfmatch_ros.geometry.camera import Camera
 import numpy as np
 from scipy.spatial.transform import Rotation
-
-from nerfmatch_ros.geometry.camera import Camera
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 import os
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.mapping.training_clock import TrainingClock
+import torch
+from torch import nn
 
 
 def save_checkpoint(
@@ -25,7 +24,7 @@ def load_checkpoint(
 ) -> None:
     """Restore what `save_checkpoint` wrote; raises DataError for a file of another training."""
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location='cpu', weights_only=True)
         model.load_state_dict(state['model'])
         optimizer.load_state_dict(state['optimizer'])
         clock.restore(state['clock'])

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 
 import cv2
-import numpy as np
-import torch
-from torch import Tensor
-
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.mapping.sparse_points import SparsePoints
 from nerfmatch_ros.radiance_field.field import Rays
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import working_focal, working_view, WorkingView
 from nerfmatch_ros.matching.matcher import COARSE_STRIDE
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+import numpy as np
+import torch
+from torch import Tensor
 
 OPAQUE = 0.7  # rays that meet less are not on a surface
 

@@ -1,11 +1,10 @@
 """Thinning what all reference views show to a given number of points on the map's surfaces."""
 
-import torch
-from torch import Tensor
-
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.matching.supervision import visible_points
 from nerfmatch_ros.scene_map import Surface
+import torch
+from torch import Tensor
 
 
 def one_per_voxel(points: Tensor, size: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 import time
 
+from nerfmatch_ros.errors import ConfigError
+
 
 class TrainingClock:
     """Progress in [0, 1] of a training that ends after `steps` steps or `minutes` minutes.
@@ -11,6 +13,9 @@ class TrainingClock:
     """
 
     def __init__(self, *, steps: int, minutes: float | None = None):
+        if steps < 1 or (minutes is not None and not minutes > 0):
+            raise ConfigError(f'a training of {steps} steps and {minutes} minutes is asked for; '
+                              'both must be positive')
         self.steps, self.minutes = steps, minutes
         self.step, self.seconds = 0, 0.0
         self._last = None

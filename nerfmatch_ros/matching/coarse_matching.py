@@ -6,8 +6,8 @@ Letters: n image cells, m points, C channels; similarities are scaled cosines.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ def match_mutually(similarity: Tensor, threshold: float) -> CoarseMatches:
     P = softmax over cells x softmax over points (paper, Sec. 3.3); only the row and column
     log-sums are needed for the pairs that are mutual maxima of P.
     """
+    if not similarity.numel():
+        nothing = torch.zeros(0, dtype=torch.int64, device=similarity.device)
+        return CoarseMatches(nothing, nothing, similarity.new_zeros(0))
     per_cell = torch.logsumexp(similarity, dim=1, keepdim=True)
     per_point = torch.logsumexp(similarity, dim=0, keepdim=True)
     log_probability = 2 * similarity - per_cell - per_point

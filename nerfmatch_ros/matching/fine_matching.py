@@ -5,8 +5,8 @@ pixel k covers image pixels 2k and 2k + 1, so its centre is 2k + 0.5.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 FINE_STRIDE = 2
 

@@ -4,12 +4,11 @@ The published code tests neither the sign of the depth nor occlusion; both are t
 the depth that the field renders in the image's own view.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import inverse, transform_points
+import torch
+from torch import Tensor
+import torch.nn.functional as F
 
 
 def visible_points(

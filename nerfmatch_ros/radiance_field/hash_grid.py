@@ -21,6 +21,12 @@ def level_resolutions(levels: int, coarsest: int, finest: int) -> np.ndarray:
 
 
 @numba.njit(inline='always')
+def _cell(position, cells):
+    # Clamped as a whole number: so nothing outside of the table is read, not even for NaN.
+    return min(max(np.int64(position), 0), cells - 1)
+
+
+@numba.njit(inline='always')
 def _entry(ix, iy, iz, side, dense, mask):
     if dense:
         return (iz * side + iy) * side + ix
@@ -40,9 +46,9 @@ def _forward(points, table, resolutions, dense, out):
                 px = points[i, 0] * cells
                 py = points[i, 1] * cells
                 pz = points[i, 2] * cells
-                ix = int(px)
-                iy = int(py)
-                iz = int(pz)
+                ix = _cell(px, cells)
+                iy = _cell(py, cells)
+                iz = _cell(pz, cells)
                 fx = np.float32(px - ix)
                 fy = np.float32(py - iy)
                 fz = np.float32(pz - iz)
@@ -85,9 +91,9 @@ def _backward_table(points, gradient, resolutions, dense, table_gradient):
             px = points[i, 0] * cells
             py = points[i, 1] * cells
             pz = points[i, 2] * cells
-            ix = int(px)
-            iy = int(py)
-            iz = int(pz)
+            ix = _cell(px, cells)
+            iy = _cell(py, cells)
+            iz = _cell(pz, cells)
             fx = np.float32(px - ix)
             fy = np.float32(py - iy)
             fz = np.float32(pz - iz)
@@ -114,9 +120,9 @@ def _backward_points(points, table, gradient, resolutions, dense, point_gradient
             px = points[i, 0] * cells
             py = points[i, 1] * cells
             pz = points[i, 2] * cells
-            ix = int(px)
-            iy = int(py)
-            iz = int(pz)
+            ix = _cell(px, cells)
+            iy = _cell(py, cells)
+            iz = _cell(pz, cells)
             fx = np.float32(px - ix)
             fy = np.float32(py - iy)
             fz = np.float32(pz - iz)
@@ -173,7 +179,7 @@ def encode_in_torch(points: Tensor, table: Tensor, resolutions, dense) -> Tensor
     levels = []
     for level, (cells, is_dense) in enumerate(zip(resolutions.tolist(), dense.tolist())):
         scaled = points * cells
-        base = scaled.detach().long()
+        base = scaled.detach().nan_to_num(0).long().clamp(0, cells - 1)
         fraction = (scaled - base)[:, None]
         weight = torch.where(corners[None] == 1, fraction, 1 - fraction).prod(-1)
         x, y, z = (base[:, None] + corners).unbind(-1)
@@ -194,7 +200,7 @@ class HashGrid(nn.Module):
         self.channels = levels * FEATURES
 
     def forward(self, points: Tensor) -> Tensor:
-        """Encode points (N, 3) in [0, 1) -> (N, L F); differentiable in the points and table."""
+        """Encode points (N, 3) in [0, 1] -> (N, L F); differentiable in the points and table."""
         if points.device.type == 'cpu' and points.dtype == torch.float32:
             return _CompiledEncoding.apply(points, self.table, self.resolutions, self.dense)
         return encode_in_torch(points, self.table, self.resolutions, self.dense)

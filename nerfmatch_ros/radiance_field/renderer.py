@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.radiance_field.field import RadianceField, Rays
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.radiance_field.volume_rendering import (
-    composite, interval_weights, median_distance, midpoints,
+    composite,
+    interval_weights,
+    median_distance,
+    midpoints,
 )
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)

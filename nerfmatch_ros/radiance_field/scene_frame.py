@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 import math
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.radiance_field.field import Rays
+import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)

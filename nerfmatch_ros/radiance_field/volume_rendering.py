@@ -4,8 +4,8 @@ Letters: R rays, S intervals a ray; edges (R, S + 1) are distances along unit di
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 
 def interval_weights(density: Tensor, edges: Tensor) -> Tensor:
