@@ -3,6 +3,7 @@
 from pathlib import Path
 import zlib
 
+from nerfmatch_ros.data.synthetic import SyntheticRoom
 import pytest
 import torch
 
@@ -21,3 +22,9 @@ def shared_data() -> Path:
 def generator(request: pytest.FixtureRequest) -> torch.Generator:
     """Random numbers seeded from the test's name."""
     return torch.Generator().manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(scope='session')
+def room() -> SyntheticRoom:
+    """The synthetic room, textured."""
+    return SyntheticRoom()

@@ -29,6 +29,7 @@ def load_checkpoint(
         optimizer.load_state_dict(state['optimizer'])
         clock.restore(state['clock'])
     except Exception as error:
+        # Torch's own words are long and advise to switch its protection off.
         raise DataError(
-            f'cannot go on from the checkpoint {path}: {error}; it belongs to another '
-            'configuration or is damaged: delete it to start this stage again') from error
+            f'cannot go on from the checkpoint {path} ({type(error).__name__}): it belongs to '
+            'another configuration or is damaged; delete it to start this stage again') from error

@@ -1,0 +1,96 @@
+"""The working picture: sides, focal length, and the way back to the photograph."""
+
+import cv2
+from nerfmatch_ros.data.working_image import as_tensor, working_focal, working_view
+from nerfmatch_ros.geometry.camera import Camera
+import numpy as np
+import pytest
+import torch
+
+CAMERAS = {
+    'pinhole': Camera('PINHOLE', 403, 301, 330.0, 331.0, 200.0, 148.0),
+    'opencv': Camera('OPENCV', 403, 301, 330.0, 331.0, 200.0, 148.0,
+                     (-0.25, 0.06, 0.001, -0.002)),
+    'no distortion': Camera('OPENCV', 403, 301, 330.0, 331.0, 200.0, 148.0, (0, 0, 0, 0)),
+    'fisheye': Camera('OPENCV_FISHEYE', 403, 301, 230.0, 231.0, 200.0, 148.0,
+                      (0.02, -0.01, 0.0, 0.0)),
+}
+camera = pytest.mark.parametrize('camera', CAMERAS.values(), ids=CAMERAS.keys())
+
+
+@camera
+@pytest.mark.parametrize('focal, longest', [(200.0, 240), (330.0, 480), (500.0, 800), (1e4, 320)])
+def test_sides_are_multiples_of_16_and_never_too_long(camera, focal, longest):
+    view = working_view(camera, focal, longest)
+    assert view.camera.model == 'PINHOLE'
+    assert view.camera.width % 16 == 0 and view.camera.height % 16 == 0
+    assert max(view.camera.width, view.camera.height) <= longest
+    # At least what a multiple of 16 leaves of the picture.
+    assert view.scaled.width - view.camera.width < 16
+    assert view.picture(np.zeros((301, 403, 3), np.uint8)).shape == (
+        view.camera.height, view.camera.width, 3)
+
+
+@camera
+@pytest.mark.parametrize('focal', [200.0, 420.0])
+def test_a_dot_is_found_where_the_view_says(camera, focal):
+    view = working_view(camera, focal, 600)
+    for place in ((120.0, 90.0), (290.0, 200.0), (201.0, 150.0)):
+        v, u = np.mgrid[:301, :403]
+        blob = np.exp(-((u - place[0]) ** 2 + (v - place[1]) ** 2) / (2 * 3.0 ** 2))
+        picture = view.picture(np.repeat((255 * blob)[..., None], 3, 2).round().astype(np.uint8))
+        weight = picture[..., 0].astype(float)
+        rows, columns = np.mgrid[:picture.shape[0], :picture.shape[1]]
+        found = torch.tensor([[(weight * columns).sum(), (weight * rows).sum()]]) / weight.sum()
+        back = view.pixels_in_source(found)[0]
+        np.testing.assert_allclose(back.numpy(), place, atol=0.25)
+
+
+@camera
+def test_a_point_has_one_direction_in_both_pictures(camera):
+    view = working_view(camera, 250.0, 400)
+    pixels = view.camera.pixel_grid(16, dtype=torch.float64)
+    there = view.pixels_in_source(pixels)
+    torch.testing.assert_close(camera.rays(there), view.camera.rays(pixels), atol=1e-7, rtol=0)
+
+
+def test_working_focal_length_is_reached_whatever_the_resolution():
+    camera = CAMERAS['pinhole']
+    for factor in (0.5, 1.0, 1.7, 3.0):
+        other = camera.scaled_to(round(403 * factor), round(301 * factor))
+        assert working_view(other, 250.0, 480).camera.fx == pytest.approx(250, rel=0.01)
+
+
+def test_resolutions_of_one_photograph_give_nearly_the_same_picture():
+    random = np.random.default_rng(5)
+    small = cv2.GaussianBlur(random.integers(0, 256, (120, 160, 3)).astype(np.float32),
+                             (0, 0), 3) * 3 - 255
+    large = cv2.resize(small.clip(0, 255).astype(np.uint8), (640, 480),
+                       interpolation=cv2.INTER_CUBIC)
+    camera = Camera('PINHOLE', 640, 480, 500, 500, 319.5, 239.5)
+    pictures = [
+        working_view(camera.scaled_to(w, h), 250.0, 480).picture(
+            cv2.resize(large, (w, h), interpolation=cv2.INTER_AREA)).astype(float)
+        for w, h in ((640, 480), (320, 240), (240, 180))]
+    assert pictures[0].shape == pictures[1].shape == pictures[2].shape
+    for other in pictures[1:]:
+        assert np.abs(pictures[0] - other).mean() < 2
+
+
+def test_tiny_photographs_are_brought_to_16_pixels():
+    view = working_view(Camera('PINHOLE', 6, 5, 4.0, 4.0, 2.5, 2.0), 4.0, 480)
+    assert (view.camera.width, view.camera.height) == (16, 16)
+    torch.testing.assert_close(
+        view.pixels_in_source(torch.tensor([[7.5, 7.5]])),
+        torch.tensor([[2.5, 2.0]], dtype=torch.float64))
+
+
+def test_working_focal_is_of_the_median_camera():
+    cameras = [Camera('PINHOLE', w, w // 2, f, f, w / 2, w / 4)
+               for w, f in ((960, 800.0), (480, 410.0), (240, 900.0))]
+    assert working_focal(cameras, 480) == 410.0
+
+
+def test_tensors_have_channels_first_and_end_at_one():
+    picture = np.array([[[0, 51, 255]]], np.uint8)
+    assert as_tensor(picture).tolist() == [[[0.0]], [[pytest.approx(0.2)]], [[1.0]]]
