@@ -68,7 +68,7 @@ def training_loss(
     if known.any():
         charged = depth_loss(rendered.weights[known], rendered.edges[known], distance[known],
                              tolerance[known])
-        loss = loss + config.depth_weight * charged.sum() / len(colour)
+        loss = loss + config.depth_weight * charged.mean()
     return loss
 
 
