@@ -14,7 +14,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 
-PACKAGE = 'nerfmatch_ros'
+PACKAGE, NODE = 'nerfmatch_ros', 'nerfmatch_localizer'
 LEVELS = ['debug', 'info', 'warn', 'error', 'fatal']
 
 # name, default (None: required), description, choices
@@ -79,14 +79,16 @@ def make_node(context):
     if values['namespace'].strip('/'):
         # Robots that share a network keep their frames apart.
         remappings += [('/tf', 'tf'), ('/tf_static', 'tf_static')]
+    # A logger is named after the namespace and the node.
+    logger = '.'.join([*filter(None, values['namespace'].split('/')), NODE])
     return [Node(
         package=PACKAGE,
         executable='localizer',
-        name='nerfmatch_localizer',
+        name=NODE,
         namespace=values['namespace'],
         parameters=[ParameterFile(params_file, allow_substs=True), parameters],
         remappings=remappings,
-        ros_arguments=['--log-level', f'nerfmatch_localizer:={values["log_level"]}'],
+        ros_arguments=['--log-level', f'{logger}:={values["log_level"]}'],
         additional_env=transport_environment(share),
         output='screen',
         emulate_tty=True,

@@ -104,11 +104,12 @@ class LocalizerNode(Node):
         self.create_timer(REPORT_SECONDS, self._report, clock=steady)
         self._started = time.monotonic()
         self._worker.start()
+        outputs = self._poses.topic_name + (
+            f' and {self._transforms.topic}' if self._transforms else '')
         self.get_logger().info(
-            f'map {parameters.map_path}, device {device}, '
-            f'warm-up {warm_up_seconds:.2f} s; images from {self._images.topic_name}, '
-            f'cameras from {self._infos.topic_name}; poses to {self._poses.topic_name} in frame '
-            f'{self._global_frame}' + (' and /tf' if self._transforms else ''))
+            f'map {parameters.map_path}, device {device}, warm-up {warm_up_seconds:.2f} s; '
+            f'images from {self._images.topic_name}, cameras from {self._infos.topic_name}; '
+            f'poses in frame {self._global_frame} to {outputs}')
 
     def close(self) -> bool:
         """Stop the worker and let go of ROS; False if an inference would not end in time."""

@@ -28,6 +28,7 @@ class TransformPublisher:
         self._frame_id = frame_id
         # The quality that every listener of /tf expects: reliable, volatile, depth 100.
         self._publisher = node.create_publisher(TFMessage, '/tf', QoSProfile(depth=100))
+        self.topic = self._publisher.topic_name  # /tf, unless it is remapped
 
     def publish(self, map_from_camera: np.ndarray, stamp, child_frame_id: str):
         """Send map_from_camera (4, 4) for the camera frame `child_frame_id`."""
