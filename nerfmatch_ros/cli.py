@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import json
+import logging
 from pathlib import Path
 import sys
 from typing import Annotated, Literal
@@ -143,6 +144,10 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0: done, 1: the demo missed its accuracy, 2: an error the user can mend."""
+    logger = logging.getLogger('nerfmatch_ros')
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())  # to stderr: stdout is for results
+        logger.setLevel(logging.INFO)
     try:
         status = tyro.extras.subcommand_cli_from_dict(
             VERBS, prog='nerfmatch', args=arguments,
