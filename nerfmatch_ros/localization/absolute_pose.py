@@ -231,7 +231,7 @@ def _usable_matches(
     usable = np.isfinite(weights) & (weights > 0)
     for array, _, _ in shapes:
         # Beyond 1e9 metres or pixels, squares lose all digits.
-        usable &= (np.abs(array) < 1e9).reshape(count, -1).all(-1)
+        usable &= (np.abs(array) < 1e9).all(axis=tuple(range(1, array.ndim)))
     rays = np.full((count, 3), np.nan)
     rays[usable] = camera.rays(torch.from_numpy(pixels[usable])).numpy()
     usable &= np.isfinite(rays).all(-1)
