@@ -265,7 +265,7 @@ def _intersect(
 
 def _sum_by_track(values: np.ndarray, track: np.ndarray, count: int) -> np.ndarray:
     """Sum values (M, ...) over the observations of each of `count` tracks."""
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
     sums = [np.bincount(track, column, minlength=count) for column in flat.T]
     return np.stack(sums, axis=-1).reshape(count, *values.shape[1:])
 
