@@ -54,11 +54,14 @@ def load_localizer(map_folder: Path, *, device: str, threads: int | None):
 
 def warm_up(localizer) -> float:
     """Localize a picture of noise, so that the first real one is not slow; give the seconds."""
-    camera = localizer.scene_map.cameras[0]
+    scene_map = localizer.scene_map
+    camera = scene_map.cameras[0]
     noise = np.random.default_rng(0).integers(
         0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
     start = time.perf_counter()
-    localizer.localize(PosedImage('warm-up', camera, pixels=noise))
+    # With a prior the field is rendered too; without success the whole map is searched as well.
+    localizer.localize(
+        PosedImage('warm-up', camera, pixels=noise), prior=scene_map.reference_poses[0])
     return time.perf_counter() - start
 
 

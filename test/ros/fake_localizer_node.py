@@ -26,7 +26,8 @@ __all__ = ['LocalizerNode', 'load']
 
 
 class FakeLocalizer:
-    scene_map = SimpleNamespace(cameras=[Camera('PINHOLE', 32, 24, 30, 30, 15.5, 11.5)])
+    scene_map = SimpleNamespace(
+        cameras=[Camera('PINHOLE', 32, 24, 30, 30, 15.5, 11.5)], reference_poses=[np.eye(4)])
 
     def localize(self, image, prior=None):
         red, green, blue = image.rgb()[0, 0].tolist()
