@@ -1,5 +1,7 @@
 """Thinning what all reference views show to a given number of points on the map's surfaces."""
 
+import math
+
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.matching.supervision import visible_points
 from nerfmatch_ros.scene_map import Surface
@@ -20,10 +22,11 @@ def thin(points: Tensor, count: int) -> Tensor:
     """Indices of at most about `count` points (N, 3), evenly spread: one per voxel."""
     if len(points) <= count:
         return torch.arange(len(points))
-    low, high = 0.0, float((points.amax(0) - points.amin(0)).max())
-    chosen = torch.arange(len(points))
-    for _ in range(14):
-        middle = (low + high) / 2
+    high = float((points.amax(0) - points.amin(0)).max()) + 1e-6
+    low = 1e-6 * high  # halving the logarithm, because one far outlier may set the upper end
+    chosen = torch.zeros(1, dtype=torch.int64)
+    for _ in range(16):
+        middle = math.sqrt(low * high)
         trial = one_per_voxel(points, middle)
         if len(trial) > count:
             low = middle
