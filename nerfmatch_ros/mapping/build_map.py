@@ -51,9 +51,9 @@ class BuildConfig:
     """Everything a build can be told; `config/build_map.yaml` explains each option."""
 
     minutes: float | None = 75.0  # of training in all; None: the configured numbers of steps
-    field_share: float = 0.3  # of these minutes
+    field_share: float = 0.27  # of these minutes
     held_out: int = 3  # photographs kept from the field to measure its PSNR
-    longest_side: int = 480  # pixels of the picture the matcher sees
+    longest_side: int = 384  # pixels of the picture the matcher sees
     surface_points: int = 16384  # of the whole map, for matching without retrieval
     reference_views: int = 0  # kept in the map, evenly chosen; 0: all
     words: int = 256  # of the retrieval descriptor
@@ -69,11 +69,12 @@ class BuildConfig:
 
 def build_map(
     images: list[PosedImage], output: Path, config: BuildConfig, *, device: str = 'cpu',
-    minutes: float | None = None,
+    minutes: float | None = None, keep_work_folder: bool = False,
 ) -> SceneMap:
     """Build a map of photographs with poses and save it to the folder `output`.
 
-    minutes: of training in all, instead of `config.minutes`. Raises DataError for input that
+    minutes: of training in all, instead of `config.minutes`; keep_work_folder: leave the stages'
+    own results in `<output>.build`, for another build that shares some of them. Raises DataError for input that
     cannot become a map. The old map in `output`, if any, stays until the new one is whole.
     """
     _check(images)
@@ -93,7 +94,8 @@ def build_map(
             'images': len(images), 'sparse_points': len(sparse.points), **quality,
             'build_minutes': round((time.monotonic() - started) / 60, 2)})
     scene_map.save(output)
-    shutil.rmtree(work)
+    if not keep_work_folder:
+        shutil.rmtree(work)
     LOG.info('map saved to %s', output)
     return SceneMap.load(output)
 

@@ -27,7 +27,7 @@ class MatcherTrainingConfig:
 
     steps: int = 4000
     batch: int = 6  # images per step
-    points: int = 640  # scene points per image of the batch; all serve all images
+    points: int = 384  # scene points per image of the batch; all serve all images
     fine_matches: int = 256  # per image
     rate: float = 2e-3
     weight_decay: float = 1e-2
@@ -47,6 +47,10 @@ def matching_loss(
     noise = torch.randn(batch.points.shape, generator=generator)
     features = None if batch.features is None else batch.features.to(device)
     points = matcher.encode_points((batch.points + config.jitter * noise).to(device), features)
+    zero = tokens.sum() * 0
+    # Unbound once: the gradient of an indexed image would be a whole batch of zeros each time.
+    tokens = tokens.unbind(0)
+    fine = fine.split(1) if matcher.config.fine else None
     coarse_losses, fine_losses = [], []
     for k, (seen, pixels) in enumerate(zip(batch.seen, batch.pixels)):
         if len(seen) < 8:
@@ -62,12 +66,11 @@ def matching_loss(
         shift = torch.randint(-1, 2, (len(chosen), 2), generator=generator) * FINE_STRIDE
         centres = cell_centres(cell[chosen], columns) + shift
         window, positions, inside = window_features(
-            fine[k:k + 1], torch.zeros_like(chosen).to(device), centres.to(device),
+            fine[k], torch.zeros_like(chosen).to(device), centres.to(device),
             matcher.config.window)
         logits = fine_logits(window.float(), points.fine[seen[chosen].to(device)].float(),
                              inside, matcher.fine_scale)
         fine_losses.append(fine_loss(logits, positions, inside, pixels[chosen].to(device)))
-    zero = tokens.sum() * 0
     return (torch.stack(coarse_losses).mean() if coarse_losses else zero,
             torch.stack(fine_losses).mean() if fine_losses else zero)
 

@@ -51,7 +51,9 @@ def dual_softmax_loss(
     over_cells = F.cross_entropy(scale * paired @ cells.T, cell_of_pair)
     seeing, row = torch.unique(cell_of_pair, return_inverse=True)
     similarity = scale * cells[seeing] @ points.T
-    right = torch.full_like(similarity, -torch.inf)
-    right[row, point_of_pair] = similarity[row, point_of_pair]
-    over_points = torch.logsumexp(similarity, 1) - torch.logsumexp(right, 1)
-    return over_cells + over_points.mean()
+    true_pair = similarity[row, point_of_pair]
+    largest = torch.full_like(similarity[:, 0], -torch.inf).scatter_reduce(
+        0, row, true_pair.detach(), 'amax')
+    right = largest + torch.zeros_like(largest).index_add(
+        0, row, (true_pair - largest[row]).exp()).log()
+    return over_cells + (torch.logsumexp(similarity, 1) - right).mean()

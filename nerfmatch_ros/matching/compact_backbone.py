@@ -15,20 +15,6 @@ def _conv(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1)
         nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions added to their input: (B, C, h, w) -> (B, C, h, w)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.first = _conv(channels, channels)
-        self.second = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
-        return F.relu(x + self.second(self.first(x)))
-
-
 class MixingBlock(nn.Module):
     """Two 3x3 depthwise mixings and a pointwise MLP added to their input: (B, C, h, w) -> same.
 
@@ -56,8 +42,8 @@ class CompactBackbone(nn.Module):
     def __init__(self, coarse_channels: int = 128, fine_channels: int = 32):
         super().__init__()
         self.coarse_channels, self.fine_channels = coarse_channels, fine_channels
-        self.stage2 = nn.Sequential(_conv(3, 24, 5, 2), _conv(24, 32))
-        self.stage4 = nn.Sequential(_conv(32, 64, 3, 2), ResidualBlock(64))
+        self.stage2 = nn.Sequential(_conv(3, 16, 5, 2), _conv(16, 24))
+        self.stage4 = nn.Sequential(_conv(24, 64, 3, 2), MixingBlock(64))
         self.stage8 = nn.Sequential(
             _conv(64, 128, 3, 2), *(MixingBlock(128) for _ in range(3)))
         self.stage16 = nn.Sequential(
@@ -67,9 +53,9 @@ class CompactBackbone(nn.Module):
         self.from_stage32 = nn.Conv2d(256, 192, 1)
         self.from_stage16 = nn.Conv2d(192, 128, 1)
         self.coarse = nn.Sequential(MixingBlock(128), nn.Conv2d(128, coarse_channels, 1))
-        self.fine_from_coarse = nn.Conv2d(coarse_channels, 32, 1)
-        self.fine_from_quarter = nn.Conv2d(64, 32, 1)
-        self.fine = nn.Sequential(_conv(32, 32), nn.Conv2d(32, fine_channels, 1))
+        self.fine_from_coarse = nn.Conv2d(coarse_channels, 24, 1)
+        self.fine_from_quarter = nn.Conv2d(64, 24, 1)
+        self.fine = nn.Sequential(_conv(24, 24), nn.Conv2d(24, fine_channels, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images whose sides are multiples of 16."""

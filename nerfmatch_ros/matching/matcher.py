@@ -35,7 +35,7 @@ class MatcherConfig:
     window: int = 8  # W, pixels of the 1/2 map; 8 reaches into the neighbouring cells
     point_feature: str = 'f3'  # 'xyz', 'encoded_xyz' or f^j: 'f1', 'f2', ...
     point_encoding: bool = True  # put the encoded coordinate beside f^j
-    octaves: int = 8  # of the encoded coordinate, from a wavelength of 4 scene units
+    octaves: int = 9  # of the encoded coordinate, from a wavelength of 4 scene units
     point_hidden: int = 256  # channels of the point branch; 0: one linear layer as in the paper
     self_attention: int = 0  # layers shared by both sides (paper's full model: 3)
     cross_attention: int = 0  # layers (paper's full model: 1)

@@ -1,0 +1,107 @@
+"""
+Compares what may describe a point to the matcher, as Table 3 of the paper does.
+
+    python tools/ablate_point_features.py --images DIR --output DIR [--field-minutes 8]
+        [--matcher-minutes 5]
+
+One field is trained; then one matcher per kind of point feature, with the same time, seed and
+data; each is evaluated on the test images. Writes OUTPUT/ablation.md and ablation.json. Finished
+rows are kept, so a run that was cut short goes on.
+"""
+
+from dataclasses import replace
+import json
+from pathlib import Path
+import shutil
+from typing import Annotated
+
+from nerfmatch_ros.config import choose_device
+from nerfmatch_ros.data.reader import read_posed_images
+from nerfmatch_ros.evaluation.evaluate import localize_all, summarize
+from nerfmatch_ros.files import write_text
+from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
+from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
+from nerfmatch_ros.matching.matcher import MatcherConfig
+from nerfmatch_ros.radiance_field.grid_field import GridFieldConfig
+import tyro
+
+# name -> (point_feature, point_encoding)
+KINDS = {
+    'raw xyz': ('xyz', False),
+    'encoded xyz': ('encoded_xyz', False),
+    **{f'f^{j}': (f'f{j}', False) for j in range(1, GridFieldConfig().depth + 1)},
+    **{f'f^{j} + encoded xyz': (f'f{j}', True) for j in (1, 3)},
+}
+
+
+def main(
+    images: Annotated[Path, tyro.conf.arg(help='folder with train and test images')],
+    output: Path,
+    field_minutes: float = 8.0,
+    matcher_minutes: float = 5.0,
+) -> None:
+    """Run the comparison and print the table."""
+    output.mkdir(parents=True, exist_ok=True)
+    train, test = read_posed_images(images, 'train'), read_posed_images(images, 'test')
+    done = output / 'ablation.json'
+    rows = json.loads(done.read_text()) if done.exists() else {}
+    minutes = field_minutes + matcher_minutes
+    for name, (feature, encoding) in KINDS.items():
+        if name in rows:
+            continue
+        config = BuildConfig(
+            minutes=minutes, field_share=field_minutes / minutes,
+            matcher=replace(MatcherConfig(), point_feature=feature, point_encoding=encoding))
+        folder = output / feature / ('encoded' if encoding else 'alone')
+        _share_field(output / 'field', folder)
+        scene_map = build_map(train, folder, config, device=choose_device(),
+                              keep_work_folder=True)
+        _keep_field(folder, output / 'field')
+        rows[name] = {}
+        for way, localization in (
+                ('first pose', LocalizerConfig(rounds=0)), ('refined', LocalizerConfig())):
+            results = localize_all(Localizer(scene_map, localization), test)
+            report = summarize(results, scene_map.extent)
+            rows[name][way] = {key: report[key] for key in (
+                'median_translation_m', 'median_rotation_deg', 'recall', 'localized')}
+        write_text(done, json.dumps(rows, indent=2))
+    table = _table(rows, len(test), field_minutes, matcher_minutes)
+    write_text(output / 'ablation.md', table)
+    print(table)
+
+
+FIELD_FILES = ('sparse_points.npz', 'field.safetensors', 'field.json')
+
+
+def _share_field(source: Path, folder: Path) -> None:
+    """Give a new build the field that the first one trained."""
+    work = folder.with_name(folder.name + '.build')
+    work.mkdir(parents=True, exist_ok=True)
+    for name in FIELD_FILES:
+        if (source / name).exists():
+            shutil.copy(source / name, work / name)
+
+
+def _keep_field(folder: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for name in FIELD_FILES:
+        shutil.copy(folder.with_name(folder.name + '.build') / name, target / name)
+
+
+def _table(rows: dict, queries: int, field_minutes: float, matcher_minutes: float) -> str:
+    lines = [
+        f'One field ({field_minutes:g} min) and one matcher per row ({matcher_minutes:g} min), '
+        f'{queries} test images. Median cm / deg, and share within 5 cm and 5 deg.', '',
+        '| point feature | first pose | 5cm_5deg | refined | 5cm_5deg |', '|---|---|---|---|---|']
+    for name, ways in rows.items():
+        cells = []
+        for way in ('first pose', 'refined'):
+            metres, degrees = ways[way]['median_translation_m'], ways[way]['median_rotation_deg']
+            cells.append('-' if metres is None else f'{100 * metres:.1f} / {degrees:.2f}')
+            cells.append(f"{ways[way]['recall']['5cm_5deg']:.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    tyro.cli(main)
