@@ -112,9 +112,13 @@ def _open_work_folder(
     output: Path, images: list[PosedImage], config: BuildConfig, minutes: float | None,
 ) -> Path:
     """Make `<output>.build`, or find it left by the same build."""
-    output = Path(output)
+    output = Path(output).resolve()
     if output.exists() and not output.is_dir():
         raise DataError(f'{output} is a file; give a folder for the map')
+    if output.exists() and any(output.iterdir()) and not (output / 'map.yaml').exists():
+        raise DataError(f'{output} is not empty and holds no map; choose another folder')
+    if minutes is not None and not minutes > 0:
+        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
     work = output.with_name(output.name + '.build')
     work.mkdir(parents=True, exist_ok=True)
     identity = json.dumps([

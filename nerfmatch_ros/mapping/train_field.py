@@ -18,6 +18,8 @@ from nerfmatch_ros.radiance_field.renderer import render_rays, render_view, Rend
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.radiance_field.volume_rendering import depth_loss, distortion_loss
 
+CHECKPOINT_STEPS = 1000  # between interim states
+
 
 @dataclass(frozen=True)
 class FieldTrainingConfig:
@@ -142,7 +144,7 @@ def train_field(
         if clock.step % 20 == 0:
             report(clock.progress, {'psnr': -10 * math.log10(max(smoothed, 1e-10)),
                                     'step': clock.step})
-        if clock.step % 1000 == 0:
+        if clock.step % CHECKPOINT_STEPS == 0:
             save_checkpoint(checkpoint, field, optimizer, clock)
             clock.pause()
     field.eval()

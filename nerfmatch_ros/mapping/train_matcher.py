@@ -20,6 +20,8 @@ from nerfmatch_ros.matching.fine_matching import (
 from nerfmatch_ros.matching.matcher import cell_centres, COARSE_STRIDE, NeRFMatcher
 from nerfmatch_ros.matching.supervision import cells_of_pixels
 
+CHECKPOINT_STEPS = 250  # between interim states
+
 
 @dataclass(frozen=True)
 class MatcherTrainingConfig:
@@ -129,7 +131,7 @@ def train_matcher(
             smoothed[name] = 0.97 * smoothed.get(name, value.item()) + 0.03 * value.item()
         if clock.step % 10 == 0:
             report(clock.progress, {**smoothed, 'step': clock.step})
-        if clock.step % 250 == 0:
+        if clock.step % CHECKPOINT_STEPS == 0:
             save_checkpoint(checkpoint, matcher, optimizer, clock)
             clock.pause()
     matcher.eval()
