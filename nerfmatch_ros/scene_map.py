@@ -176,6 +176,7 @@ class SceneMap:
         for name, group in zip(FILES, tensors):
             save_file({key: value.contiguous().cpu() for key, value in group.items()
                        if value is not None}, partial / name)
+            (partial / name).chmod(0o644)  # safetensors makes files that only the owner can read
         distinct = list(dict.fromkeys(self.references.cameras))
         similarity = self.frame.scene_from_map
         description = {

@@ -28,3 +28,13 @@ def generator(request: pytest.FixtureRequest) -> torch.Generator:
 def room() -> SyntheticRoom:
     """The synthetic room, textured."""
     return SyntheticRoom()
+
+
+@pytest.fixture(scope='session')
+def tiny_map(room: SyntheticRoom, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole map of the room, too small to localize well; leave it as it is."""
+    from nerfmatch_ros.mapping.build_map import build_map
+    from tiny_build import TINY, tiny_images
+    folder = tmp_path_factory.mktemp('tiny') / 'map'
+    build_map(tiny_images(room), folder, TINY)
+    return folder

@@ -1,12 +1,12 @@
 """
 Compares what may describe a point to the matcher, as Table 3 of the paper does.
 
-    python tools/ablate_point_features.py --images DIR --output DIR [--field-minutes 8]
-        [--matcher-minutes 5]
+    python tools/ablate_point_features.py --images DIR --output DIR
 
-One field is trained; then one matcher per kind of point feature, with the same time, seed and
+One field is trained; then one matcher per kind of point feature, with the same steps, seed and
 data; each is evaluated on the test images. Writes OUTPUT/ablation.md and ablation.json. Finished
-rows are kept, so a run that was cut short goes on.
+rows are kept, so a run that was cut short goes on. Budgets are steps, not minutes, so that a busy
+machine treats all rows alike.
 """
 
 from dataclasses import replace
@@ -21,6 +21,8 @@ from nerfmatch_ros.evaluation.evaluate import localize_all, summarize
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
 from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
+from nerfmatch_ros.mapping.train_field import FieldTrainingConfig
+from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.radiance_field.grid_field import GridFieldConfig
 import tyro
@@ -37,20 +39,22 @@ KINDS = {
 def main(
     images: Annotated[Path, tyro.conf.arg(help='folder with train and test images')],
     output: Path,
-    field_minutes: float = 8.0,
-    matcher_minutes: float = 5.0,
+    field_steps: int = 2000,
+    matcher_steps: int = 400,
+    longest_side: int = 320,
 ) -> None:
     """Run the comparison and print the table."""
     output.mkdir(parents=True, exist_ok=True)
     train, test = read_posed_images(images, 'train'), read_posed_images(images, 'test')
     done = output / 'ablation.json'
     rows = json.loads(done.read_text()) if done.exists() else {}
-    minutes = field_minutes + matcher_minutes
     for name, (feature, encoding) in KINDS.items():
         if name in rows:
             continue
         config = BuildConfig(
-            minutes=minutes, field_share=field_minutes / minutes,
+            minutes=None, longest_side=longest_side,
+            field_training=FieldTrainingConfig(steps=field_steps),
+            matcher_training=MatcherTrainingConfig(steps=matcher_steps),
             matcher=replace(MatcherConfig(), point_feature=feature, point_encoding=encoding))
         folder = output / feature / ('encoded' if encoding else 'alone')
         _share_field(output / 'field', folder)
@@ -65,7 +69,7 @@ def main(
             rows[name][way] = {key: report[key] for key in (
                 'median_translation_m', 'median_rotation_deg', 'recall', 'localized')}
         write_text(done, json.dumps(rows, indent=2))
-    table = _table(rows, len(test), field_minutes, matcher_minutes)
+    table = _table(rows, len(test), field_steps, matcher_steps)
     write_text(output / 'ablation.md', table)
     print(table)
 
@@ -88,9 +92,9 @@ def _keep_field(folder: Path, target: Path) -> None:
         shutil.copy(folder.with_name(folder.name + '.build') / name, target / name)
 
 
-def _table(rows: dict, queries: int, field_minutes: float, matcher_minutes: float) -> str:
+def _table(rows: dict, queries: int, field_steps: int, matcher_steps: int) -> str:
     lines = [
-        f'One field ({field_minutes:g} min) and one matcher per row ({matcher_minutes:g} min), '
+        f'One field ({field_steps} steps) and one matcher per row ({matcher_steps} steps), '
         f'{queries} test images. Median cm / deg, and share within 5 cm and 5 deg.', '',
         '| point feature | first pose | 5cm_5deg | refined | 5cm_5deg |', '|---|---|---|---|---|']
     for name, ways in rows.items():

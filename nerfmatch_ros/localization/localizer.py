@@ -3,23 +3,26 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from nerfmatch_ros.config import from_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, working_view, WorkingView
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.localization.absolute_pose import (
-    AbsolutePoseOptions, PoseEstimate, solve_absolute_pose,
+    AbsolutePoseOptions,
+    PoseEstimate,
+    solve_absolute_pose,
 )
 from nerfmatch_ros.localization.iterative_refiner import refine
 from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens, PointTokens
+from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.retrieval import describe, nearest
 from nerfmatch_ros.scene_map import SceneMap
+import numba
+import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,11 @@ class Localizer:
         folder: Path, device: str = 'cpu', threads: int | None = None,
         config: LocalizerConfig | None = None,
     ) -> 'Localizer':
-        """Load a map and make ready on a device; threads: of torch, None leaves them."""
+        """Load a map and make ready on a device; threads: of the CPU, None leaves them."""
+        keep_freed_memory()
         if threads:
             torch.set_num_threads(threads)
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
         return Localizer(SceneMap.load(folder).to(device), config)
 
     @torch.inference_mode()

@@ -6,25 +6,20 @@ Finished stages lie in `<output>.build` until the map is whole.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field as dataclass_field
+from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 import shutil
 import time
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
-import torch
-import torch.nn.functional as F
-
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, working_focal
-from nerfmatch_ros.errors import DataError
+from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.localization.localizer import LocalizerConfig
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig
@@ -38,9 +33,16 @@ from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig, train_mat
 from nerfmatch_ros.matching.matcher import MatcherConfig, NeRFMatcher
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.field import RadianceField
+from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, SceneFrame
 from nerfmatch_ros.retrieval import describe, fit_words
 from nerfmatch_ros.scene_map import FieldConfig, References, SceneMap
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+import torch
+import torch.nn.functional as F
 
 LOG = logging.getLogger(__name__)
 FEWEST_IMAGES = 4
@@ -57,6 +59,7 @@ class BuildConfig:
     surface_points: int = 16384  # of the whole map, for matching without retrieval
     reference_views: int = 0  # kept in the map, evenly chosen; 0: all
     words: int = 256  # of the retrieval descriptor
+    reference_images: str = 'real'  # described for retrieval: 'real' or 'rendered' by the field
     frame_id: str = 'map'
     seed: int = 0
     field: FieldConfig = FieldConfig()
@@ -66,6 +69,15 @@ class BuildConfig:
     augmentation: AugmentationConfig = AugmentationConfig()
     localization: LocalizerConfig = dataclass_field(default_factory=LocalizerConfig)
 
+    def __post_init__(self):
+        """Refuse values that no build can work with."""
+        if self.reference_images not in ('real', 'rendered'):
+            raise ConfigError(f"reference_images is '{self.reference_images}'; "
+                              'use real or rendered')
+        if not 0 < self.field_share < 1:
+            raise ConfigError(f'field_share is {self.field_share:g}; '
+                              'it must lie between 0 and 1, both trainings need time')
+
 
 def build_map(
     images: list[PosedImage], output: Path, config: BuildConfig, *, device: str = 'cpu',
@@ -74,8 +86,8 @@ def build_map(
     """Build a map of photographs with poses and save it to the folder `output`.
 
     minutes: of training in all, instead of `config.minutes`; keep_work_folder: leave the stages'
-    own results in `<output>.build`, for another build that shares some of them. Raises DataError for input that
-    cannot become a map. The old map in `output`, if any, stays until the new one is whole.
+    own results in `<output>.build`, for another build that shares some of them. Raises DataError
+    for input that cannot become a map. The old map in `output` stays until the new one is whole.
     """
     _check(images)
     keep_freed_memory()
@@ -158,10 +170,17 @@ class _Stages:
 
     def _bar(self, name: str) -> Callable[[float, dict], None]:
         task = self.progress.add_task(name, total=1.0, numbers='')
+        logged = -math.inf
 
         def report(done: float, numbers: dict | None = None) -> None:
+            nonlocal logged
             text = ' '.join(f'{key} {value:.4g}' for key, value in (numbers or {}).items())
             self.progress.update(task, completed=done, numbers=text)
+            # A bar is of no use in a log file, so lines take its place there.
+            now = time.monotonic()
+            if not self.progress.console.is_terminal and (done >= 1 or now > logged + 30):
+                logged = now
+                LOG.info('%s: %.0f %% %s', name, 100 * done, text)
         return report
 
     def _minutes(self, share: float) -> float | None:
@@ -258,8 +277,13 @@ class _Stages:
             np.linspace(0, len(references) - 1, config.reference_views).round().astype(int))
         descriptors = []
         for k in kept:
-            picture = references[k].view.picture(images[k].rgb())
-            cells = matcher.encode_image(as_tensor(picture).to(self.device)).coarse
+            picture = as_tensor(references[k].view.picture(images[k].rgb()))
+            if config.reference_images == 'rendered':
+                camera = references[k].view.camera
+                rendered = render_view(field, frame, camera, references[k].map_from_camera,
+                                       stride=1, colour=True)
+                picture = rendered.colour.T.reshape(3, camera.height, camera.width)
+            cells = matcher.encode_image(picture.to(self.device)).coarse
             descriptors.append(describe(F.normalize(cells, dim=-1).cpu(), words,
                                         matcher.scale.item()))
             report(len(descriptors) / len(kept))

@@ -2,10 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.pose import inverse, transform_points
@@ -13,6 +9,9 @@ from nerfmatch_ros.mapping.augmentation import AugmentationConfig, change_light,
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.matching.supervision import overlap_matrix, visible_points
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)

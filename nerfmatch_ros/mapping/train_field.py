@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import math
 from pathlib import Path
 
-import torch
-from torch import nn, Tensor
-
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
 from nerfmatch_ros.mapping.ray_dataset import RayDataset, working_camera, working_rgb
@@ -17,6 +14,8 @@ from nerfmatch_ros.radiance_field.grid_field import GridField
 from nerfmatch_ros.radiance_field.renderer import render_rays, render_view, RenderedRays
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.radiance_field.volume_rendering import depth_loss, distortion_loss
+import torch
+from torch import nn, Tensor
 
 CHECKPOINT_STEPS = 1000  # between interim states
 

@@ -5,20 +5,21 @@ from dataclasses import dataclass
 import math
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn, Tensor
-import torch.nn.functional as F
-
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
 from nerfmatch_ros.mapping.match_dataset import MatchBatch, MatchDataset
 from nerfmatch_ros.mapping.training_clock import TrainingClock
 from nerfmatch_ros.matching.coarse_matching import dual_softmax_loss
 from nerfmatch_ros.matching.fine_matching import (
-    FINE_STRIDE, fine_logits, fine_loss, window_features,
+    fine_logits,
+    fine_loss,
+    FINE_STRIDE,
+    window_features,
 )
 from nerfmatch_ros.matching.matcher import cell_centres, COARSE_STRIDE, NeRFMatcher
 from nerfmatch_ros.matching.supervision import cells_of_pixels
+import numpy as np
+import torch
+from torch import nn, Tensor
 
 CHECKPOINT_STEPS = 250  # between interim states
 

@@ -1,8 +1,8 @@
 """A small convolutional image encoder that trains from scratch on a CPU within minutes.
 
 Like the paper's backbone it gives a coarse map at 1/8 and a fine map at 1/2 of the image. Its
-blocks are MetaFormer-like (depthwise mixing, then a pointwise MLP) but with batch
-normalisation, which learns faster from few images; stages at 1/16 and 1/32 widen what a token sees.
+blocks are MetaFormer-like (depthwise mixing, then a pointwise MLP) but with batch normalisation,
+which learns faster from few images; stages at 1/16 and 1/32 widen what a token sees.
 """
 
 from torch import nn, Tensor

@@ -8,17 +8,18 @@ m points, M matches, C and Cf coarse and fine channels.
 from dataclasses import dataclass
 import math
 
-import torch
-from torch import nn, Tensor
-import torch.nn.functional as F
-
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.matching.attention import (
-    EncoderLayer, fourier_encoding, sine_position_encoding,
+    EncoderLayer,
+    fourier_encoding,
+    sine_position_encoding,
 )
 from nerfmatch_ros.matching.coarse_matching import match_mutually
 from nerfmatch_ros.matching.compact_backbone import CompactBackbone
 from nerfmatch_ros.matching.fine_matching import expectation, fine_logits, window_features
+import torch
+from torch import nn, Tensor
+import torch.nn.functional as F
 
 COARSE_STRIDE = 8
 

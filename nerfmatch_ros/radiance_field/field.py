@@ -20,7 +20,7 @@ class Rays:
     near: Tensor  # (R,)
     far: Tensor  # (R,)
     radius: Tensor  # (R,) radius of the pixel's cone at distance 1 (Mip-NeRF)
-    image_index: Tensor | None = None  # (R,) row of the appearance table; None: the mean appearance
+    image_index: Tensor | None = None  # (R,) row of the appearance table; None: mean
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -37,7 +37,7 @@ class Proposal:
     """Where a field wants to be sampled."""
 
     edges: Tensor  # (R, S + 1) increasing distances; interval s lies between edges s and s + 1
-    colour: Tensor | None = None  # (R, 3) the proposing pass's own rendering, supervised in training
+    colour: Tensor | None = None  # (R, 3) the proposing pass's own rendering, in training
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,14 @@ class RadianceField(nn.Module):
 
     def evaluate(
         self, rays: Rays, edges: Tensor, *, colour: bool = True, feature_layer: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> FieldSamples:
-        """Evaluate density, and on demand colour and f^j (1-based layer), in each interval."""
+        """Evaluate density, and on demand colour and f^j (1-based layer), in each interval.
+
+        generator: of the noise that some fields add in training; None: no noise.
+        """
         raise NotImplementedError
 
     def point_features(self, points: Tensor, feature_layer: int) -> Tensor:
-        """Give f^j at scene-frame points (N, 3) -> (N, C), as `evaluate` would in a thin interval."""
+        """Give f^j at scene-frame points, as in a thin interval: (N, 3) -> (N, C)."""
         raise NotImplementedError

@@ -8,16 +8,18 @@ hash grid matched badly.
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn, Tensor
-import torch.nn.functional as F
-
 from nerfmatch_ros.radiance_field.field import FieldSamples, Proposal, RadianceField, Rays
 from nerfmatch_ros.radiance_field.hash_grid import HashGrid
 from nerfmatch_ros.radiance_field.ray_sampler import (
-    distance_at, guide_weights, sample_edges, spread,
+    distance_at,
+    guide_weights,
+    sample_edges,
+    spread,
 )
 from nerfmatch_ros.radiance_field.volume_rendering import midpoints
+import torch
+from torch import nn, Tensor
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class GridField(RadianceField):
 
     def evaluate(
         self, rays: Rays, edges: Tensor, *, colour: bool = True, feature_layer: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> FieldSamples:
         """Evaluate the field at the middle of each interval."""
         count = edges.shape[1] - 1

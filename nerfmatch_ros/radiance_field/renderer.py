@@ -45,7 +45,8 @@ def render_rays(
 ) -> RenderedRays:
     """Render R rays; differentiable in the rays and the field, deterministic without generator."""
     proposal = field.propose(rays, generator)
-    samples = field.evaluate(rays, proposal.edges, colour=colour, feature_layer=feature_layer)
+    samples = field.evaluate(rays, proposal.edges, colour=colour, feature_layer=feature_layer,
+                             generator=generator)
     weights = interval_weights(samples.density, proposal.edges)
     return RenderedRays(
         weights, proposal.edges, weights.sum(-1),
