@@ -16,7 +16,7 @@ from nerfmatch_ros.localization.absolute_pose import (
 from nerfmatch_ros.localization.iterative_refiner import refine
 from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens, PointTokens
 from nerfmatch_ros.memory import keep_freed_memory
-from nerfmatch_ros.radiance_field.renderer import render_view
+from nerfmatch_ros.radiance_field.renderer import OPAQUE, render_view
 from nerfmatch_ros.retrieval import describe, nearest
 from nerfmatch_ros.scene_map import SceneMap
 import numba
@@ -130,7 +130,7 @@ class Localizer:
             self.scene_map.field, self.scene_map.frame, view.camera,
             torch.from_numpy(np.ascontiguousarray(map_from_camera)), stride=COARSE_STRIDE,
             feature_layer=self.scene_map.matcher_config.feature_layer)
-        solid = rendered.opacity > 0.7
+        solid = rendered.opacity > OPAQUE
         features = None if rendered.features is None else rendered.features[solid]
         points = rendered.points[solid]
         return self._solve(view, tokens, points, self._encode(points, features),

@@ -6,24 +6,21 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import working_focal, working_view, WorkingView
 from nerfmatch_ros.matching.matcher import COARSE_STRIDE
 from nerfmatch_ros.radiance_field.field import RadianceField
-from nerfmatch_ros.radiance_field.renderer import render_view
+from nerfmatch_ros.radiance_field.renderer import OPAQUE, render_view
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 import numpy as np
 import torch
 from torch import Tensor
 
-OPAQUE = 0.7  # rays that meet less are not on a surface
-
 
 @dataclass(frozen=True)
 class ReferenceView:
-    """One map image with what the field shows at its pose."""
+    """One map image with what the field shows at its pose; all tensors on the CPU."""
 
     name: str
     view: WorkingView
     map_from_camera: Tensor  # (4, 4) float64
     points: Tensor  # (N, 3) map frame, metres: the opaque cells of the 1/8 grid
-    cells: Tensor  # (N,) index of each point's cell
     features: Tensor | None  # (N, F) float16
     depth: Tensor  # (rows, columns) metres, a grid twice as fine, for occlusion
 
@@ -42,10 +39,10 @@ def render_references(
         fine = render_view(field, frame, working.camera, pose, stride=COARSE_STRIDE // 2)
         coarse = render_view(field, frame, working.camera, pose, stride=COARSE_STRIDE,
                              feature_layer=feature_layer)
-        solid = (coarse.opacity > OPAQUE).nonzero()[:, 0]
+        solid = coarse.opacity > OPAQUE
         views.append(ReferenceView(
-            image.name, working, pose, coarse.points[solid], solid,
-            coarse.features[solid].half() if feature_layer is not None else None,
-            fine.depth.view(fine.rows, fine.columns)))
+            image.name, working, pose, coarse.points[solid].cpu(),
+            coarse.features[solid].half().cpu() if feature_layer is not None else None,
+            fine.depth.view(fine.rows, fine.columns).cpu()))
         report((k + 1) / len(images))
     return views

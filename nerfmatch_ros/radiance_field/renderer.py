@@ -14,6 +14,8 @@ from nerfmatch_ros.radiance_field.volume_rendering import (
 import torch
 from torch import Tensor
 
+OPAQUE = 0.7  # a ray that meets less than this opacity has no surface point
+
 
 @dataclass(frozen=True)
 class RenderedRays:
