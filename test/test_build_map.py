@@ -58,7 +58,7 @@ def test_a_map_renders_what_its_cameras_saw(tiny_map, images):
 # Where the build is ended: the function that raises, and how often it is passed before.
 STOPS = {
     'field': (train_field, 'save_checkpoint', 2),
-    'after field': (build_module, 'held_out_psnr', 0),
+    'after field': (build_module, 'compare_with_photographs', 0),
     'references': (build_module, 'render_references', 0),
     'matcher': (train_matcher, 'save_checkpoint', 1),
     'assembly': (build_module, 'surface_points', 0),

@@ -20,7 +20,7 @@ from nerfmatch_ros.data.reader import read_posed_images
 from nerfmatch_ros.evaluation.evaluate import localize_all, summarize
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
-from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
+from nerfmatch_ros.mapping.build_map import build_map, BuildConfig, FIELD_PICTURE
 from nerfmatch_ros.mapping.train_field import FieldTrainingConfig
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.matching.matcher import MatcherConfig
@@ -74,7 +74,7 @@ def main(
     print(table)
 
 
-FIELD_FILES = ('sparse_points.npz', 'field.safetensors', 'field.json')
+FIELD_FILES = ('sparse_points.npz', 'field.safetensors', 'field.json', FIELD_PICTURE)
 
 
 def _share_field(source: Path, folder: Path) -> None:

@@ -16,19 +16,21 @@ from pathlib import Path
 import shutil
 import time
 
+import cv2
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, working_focal
 from nerfmatch_ros.errors import ConfigError, DataError
-from nerfmatch_ros.files import write_text
+from nerfmatch_ros.files import write_text, written_atomically
 from nerfmatch_ros.localization.localizer import LocalizerConfig
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig
+from nerfmatch_ros.mapping.field_quality import compare_with_photographs
 from nerfmatch_ros.mapping.match_dataset import MatchDataset
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_views import ReferenceView, render_references
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.surface_points import surface_points
-from nerfmatch_ros.mapping.train_field import FieldTrainingConfig, held_out_psnr, train_field
+from nerfmatch_ros.mapping.train_field import FieldTrainingConfig, train_field
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig, train_matcher
 from nerfmatch_ros.matching.matcher import MatcherConfig, NeRFMatcher
 from nerfmatch_ros.memory import keep_freed_memory
@@ -46,6 +48,7 @@ import torch.nn.functional as F
 
 LOG = logging.getLogger(__name__)
 FEWEST_IMAGES = 4
+FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its renders and depths
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def build_map(
             'images': len(images), 'sparse_points': len(sparse.points), **quality,
             'build_minutes': round((time.monotonic() - started) / 60, 2)})
     scene_map.save(output)
+    shutil.copy(work / FIELD_PICTURE, output)
     if not keep_work_folder:
         shutil.rmtree(work)
     LOG.info('map saved to %s', output)
@@ -223,10 +227,14 @@ class _Stages:
         field.eval().requires_grad_(False)
         quality = self.work / 'field.json'
         if not quality.exists():
-            value = held_out_psnr(field, frame, [images[k] for k in held],
-                                  config.field_training.longest_side) if held else None
-            write_text(quality, json.dumps({'held_out_psnr_db': value,
-                                            'held_out': [images[k].name for k in held]}))
+            # A set too small to spare a photograph is shown by one that the field has seen.
+            shown = compare_with_photographs(field, frame, [images[k] for k in held or [0]],
+                                             config.field_training.longest_side)
+            with written_atomically(self.work / FIELD_PICTURE) as temporary:
+                cv2.imwrite(str(temporary), shown.picture[..., ::-1])
+            write_text(quality, json.dumps({
+                'held_out_psnr_db': float(np.mean(shown.psnr)) if held else None,
+                'held_out': [images[k].name for k in held]}))
         numbers = json.loads(quality.read_text())
         report(1.0, {'held-out PSNR': numbers['held_out_psnr_db'] or float('nan')})
         return field, numbers

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 import math
 from pathlib import Path
 
-from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
-from nerfmatch_ros.mapping.ray_dataset import RayDataset, working_camera, working_rgb
+from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.training_clock import TrainingClock
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.grid_field import GridField
-from nerfmatch_ros.radiance_field.renderer import render_rays, render_view, RenderedRays
-from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+from nerfmatch_ros.radiance_field.renderer import render_rays, RenderedRays
 from nerfmatch_ros.radiance_field.volume_rendering import depth_loss, distortion_loss
 import torch
 from torch import nn, Tensor
@@ -37,19 +35,6 @@ class FieldTrainingConfig:
     delayed: float = 0.06  # share of the training after which distortion and opacity set in
     bfloat16: bool = True  # matrix products of the training in half the time
     seed: int = 0
-
-
-def psnr(rendered: Tensor, photograph: Tensor) -> float:
-    """Peak signal-to-noise ratio, dB, of two pictures in [0, 1]."""
-    return -10 * math.log10(max(((rendered - photograph) ** 2).mean().item(), 1e-10))
-
-
-def match_exposure(rendered: Tensor, photograph: Tensor) -> Tensor:
-    """Fit gain and offset per channel, which no field can know of a new image: (N, 3)."""
-    mean, other = rendered.mean(0), photograph.mean(0)
-    covariance = ((rendered - mean) * (photograph - other)).mean(0)
-    gain = covariance / ((rendered - mean) ** 2).mean(0).clamp(min=1e-6)
-    return ((rendered - mean) * gain + other).clamp(0, 1)
 
 
 def training_loss(
@@ -82,19 +67,6 @@ def _optimizer(field: RadianceField, config: FieldTrainingConfig) -> torch.optim
     for group in groups:
         group['first_rate'] = group['lr']
     return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
-
-
-def held_out_psnr(field: RadianceField, frame: SceneFrame, images: list[PosedImage],
-                  longest_side: int) -> float:
-    """Mean PSNR, dB, over images the field never saw, exposure fitted per image."""
-    values = []
-    for image in images:
-        camera = working_camera(image.camera, longest_side)
-        view = render_view(field, frame, camera, torch.from_numpy(image.map_from_camera),
-                           stride=1, colour=True)
-        photograph = torch.from_numpy(working_rgb(image, camera).reshape(-1, 3)).float() / 255
-        values.append(psnr(match_exposure(view.colour.cpu(), photograph), photograph))
-    return sum(values) / len(values)
 
 
 def train_field(
