@@ -22,7 +22,7 @@ class SphereField(RadianceField):
         steps = torch.linspace(0, 1, self.samples + 1).to(rays.near)
         return Proposal(rays.near[:, None] + (rays.far - rays.near)[:, None] * steps)
 
-    def evaluate(self, rays, edges, *, colour=True, feature_layer=None):
+    def evaluate(self, rays, edges, *, colour=True, feature_layer=None, generator=None):
         points = rays.origins[:, None] + midpoints(edges)[..., None] * rays.directions[:, None]
         density = torch.where(points.norm(dim=-1) > self.radius, self.density, 0.0)
         feature = None if feature_layer is None else self.point_features(points, feature_layer)

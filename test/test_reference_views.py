@@ -39,7 +39,7 @@ def test_views_hold_the_surface_in_their_cells(layer):
         assert view.depth.shape == (2 * rows, 2 * columns)
         assert (view.points.norm(dim=-1) - 2).abs().max() < 0.02  # a sphere of radius 1 / 0.5
         in_camera = transform_points(inverse(view.map_from_camera), view.points.double())
-        expected = camera.pixel_grid(8, dtype=torch.float64)[view.cells]
+        expected = camera.pixel_grid(8, dtype=torch.float64)
         assert (camera.project(in_camera) - expected).abs().max() < 0.01
         if layer is None:
             assert view.features is None
@@ -61,5 +61,5 @@ def test_rays_that_meet_nothing_give_no_points():
     views = render_references(SphereField(density=0.1), FRAME, some_images(), feature_layer=1,
                               longest_side=160)
     for view in views:
-        assert len(view.points) == len(view.cells) == len(view.features) == 0
+        assert len(view.points) == len(view.features) == 0
         assert view.depth.isfinite().all()
