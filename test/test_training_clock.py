@@ -29,15 +29,16 @@ def test_without_minutes_the_steps_count(time):
     assert clock.progress == 1 and not clock.running
 
 
-def test_with_minutes_the_time_counts_whatever_the_steps(time):
-    clock = TrainingClock(steps=3, minutes=2)
-    assert run(clock, time, 1.0) == pytest.approx(120, abs=2)
-    slow = TrainingClock(steps=3, minutes=2)
+def test_with_minutes_a_slow_machine_ends_by_time_and_a_fast_one_by_steps(time):
+    fast = TrainingClock(steps=50, minutes=2)
+    assert run(fast, time, 1.0) == 50
+    slow = TrainingClock(steps=50, minutes=2)
     assert run(slow, time, 10.0) == pytest.approx(12, abs=2)
+    assert fast.progress == slow.progress == 1
 
 
 def test_pauses_are_left_out(time):
-    clock = TrainingClock(steps=1, minutes=2)
+    clock = TrainingClock(steps=1000, minutes=2)
     clock.tick()
     time[0] += 30
     clock.tick()

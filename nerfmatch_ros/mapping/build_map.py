@@ -55,7 +55,7 @@ FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its render
 class BuildConfig:
     """Everything a build can be told; `config/build_map.yaml` explains each option."""
 
-    minutes: float | None = 75.0  # of training in all; None: the configured numbers of steps
+    minutes: float | None = 75.0  # of training in all, at most; None: only the steps count
     field_share: float = 0.27  # of these minutes
     held_out: int = 3  # photographs kept from the field to measure its PSNR
     longest_side: int = 384  # pixels of the picture the matcher sees

@@ -22,7 +22,7 @@ CHECKPOINT_STEPS = 1000  # between interim states
 class FieldTrainingConfig:
     """Budget, learning rates and loss weights of the training of a field."""
 
-    steps: int = 9000
+    steps: int = 12000  # at most; on a CPU the minutes of the build end it first
     rays: int = 2560  # per step
     depth_rays: int = 384  # further rays per step, through triangulated points
     longest_side: int = 640  # photographs are reduced to this, pixels

@@ -28,7 +28,7 @@ CHECKPOINT_STEPS = 250  # between interim states
 class MatcherTrainingConfig:
     """Budget and learning rate of the training of a matcher."""
 
-    steps: int = 4000
+    steps: int = 12000  # at most; on a CPU the minutes of the build end it first
     batch: int = 6  # images per step
     points: int = 384  # scene points per image of the batch; all serve all images
     fine_matches: int = 256  # per image

@@ -8,8 +8,9 @@ from nerfmatch_ros.errors import ConfigError
 class TrainingClock:
     """Progress in [0, 1] of a training that ends after `steps` steps or `minutes` minutes.
 
-    With minutes the schedule follows the time spent training, so a slow or busy machine makes
-    fewer steps and still ends well; time spent before an interruption counts.
+    Whichever comes first ends it, and the schedule follows whichever is further: a slow or busy
+    machine makes fewer steps and still ends well, a fast one does not idle through its minutes.
+    Time spent before an interruption counts.
     """
 
     def __init__(self, *, steps: int, minutes: float | None = None):
@@ -23,9 +24,8 @@ class TrainingClock:
     @property
     def progress(self) -> float:
         """Share of the training that is done."""
-        if self.minutes is not None:
-            return min(1.0, self.seconds / (60 * self.minutes))
-        return min(1.0, self.step / self.steps)
+        by_time = 0.0 if self.minutes is None else self.seconds / (60 * self.minutes)
+        return min(1.0, max(self.step / self.steps, by_time))
 
     @property
     def running(self) -> bool:

@@ -1,0 +1,113 @@
+"""Training of a field: it learns, goes on after an interruption, and uses its losses."""
+
+from dataclasses import replace
+
+from nerfmatch_ros.mapping import train_field as module
+from nerfmatch_ros.mapping.ray_dataset import RayDataset
+from nerfmatch_ros.mapping.sparse_points import SparsePoints
+from nerfmatch_ros.mapping.train_field import FieldTrainingConfig, train_field, training_loss
+from nerfmatch_ros.radiance_field.grid_field import GridField
+from nerfmatch_ros.radiance_field.renderer import RenderedRays
+import numpy as np
+import pytest
+from sphere_scene import FRAME, sphere_images
+from tiny_build import TINY, TINY_MIP
+import torch
+
+CONFIG = FieldTrainingConfig(steps=30, rays=200, depth_rays=20, longest_side=80)
+NO_POINTS = SparsePoints(np.zeros((0, 3)), np.zeros(0), np.zeros(0), np.zeros(0, int),
+                         np.zeros((0, 2)), np.zeros(0, int))
+
+
+@pytest.fixture(scope='module')
+def dataset():
+    images = [replace(image, depth=np.full((64, 80), 1.5, np.float32))
+              for image in sphere_images()[:2]]
+    return RayDataset(images, FRAME, NO_POINTS, longest_side=80)
+
+
+def fresh(kind='grid'):
+    torch.manual_seed(0)
+    return (TINY if kind == 'grid' else TINY_MIP).field.make(2)
+
+
+@pytest.mark.parametrize('kind', ['grid', 'mip'])
+def test_a_field_learns_its_photographs(kind, dataset, tmp_path):
+    numbers, config = [], replace(CONFIG, steps=60)
+    field = train_field(fresh(kind), dataset, config, checkpoint=tmp_path / 'a.checkpoint',
+                        report=lambda done, values: numbers.append((done, values)))
+    assert [done for done, _ in numbers] == [1 / 3, 2 / 3, 1]
+    assert numbers[-1][1]['psnr'] > numbers[0][1]['psnr'] + 0.5
+    assert not field.training and not (tmp_path / 'a.checkpoint').exists()
+    assert all(value.isfinite().all() for value in field.state_dict().values())
+
+
+class Killed(BaseException):
+    """Ends a training as a kill would."""
+
+
+def test_an_interrupted_training_goes_on(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'CHECKPOINT_STEPS', 10)
+    path, steps = tmp_path / 'a.checkpoint', []
+
+    def kill(done, values):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_field(fresh(), dataset, CONFIG, checkpoint=path, report=kill)  # in step 20
+    draw = RayDataset.draw
+
+    def counting(self, *args):
+        steps.append(1)
+        return draw(self, *args)
+
+    monkeypatch.setattr(RayDataset, 'draw', counting)
+    resumed = train_field(fresh(), dataset, CONFIG, checkpoint=path)
+    assert len(steps) == 20  # of 30; the state of step 10 was kept
+    again = fresh()
+    assert not torch.equal(again.hash_grid.table, resumed.hash_grid.table)
+
+
+def test_training_is_deterministic(dataset, tmp_path):
+    config = replace(CONFIG, steps=6)
+    one, two = (train_field(fresh(), dataset, config, checkpoint=tmp_path / 'none')
+                for _ in range(2))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
+def rendered(weights, edges, proposal_colour=None):
+    return RenderedRays(weights, edges, weights.sum(-1), torch.full((len(weights), 3), 0.5), None,
+                        weights, proposal_colour)
+
+
+def test_losses_set_in_where_they_apply(generator):
+    edges = torch.linspace(0.1, 2, 9).expand(4, -1)
+    weights = torch.rand(4, 8, generator=generator) / 8
+    colour, nothing = torch.full((4, 3), 0.5), torch.zeros(4)
+    config = FieldTrainingConfig(delayed=0.1)
+    view = rendered(weights, edges)
+    assert training_loss(view, colour, nothing, nothing + 1, config, 0.05) == 0
+    late = training_loss(view, colour, nothing, nothing + 1, config, 0.9)
+    assert late > 0  # distortion and opacity
+    deep = training_loss(view, colour, nothing + 1, nothing + 0.01, config, 0.05)
+    assert deep > 0
+    wrong = training_loss(view, colour + 0.1, nothing, nothing + 1, config, 0.05)
+    assert wrong.item() == pytest.approx(0.01, rel=1e-4)
+    proposed = rendered(weights, edges, torch.full((4, 3), 0.7))
+    assert training_loss(proposed, colour, nothing, nothing + 1, config, 0.05).item() == (
+        pytest.approx(0.04, rel=1e-4))
+
+
+def test_exposures_of_the_photographs_are_learnt(dataset, tmp_path):
+    field = train_field(fresh(), dataset, replace(CONFIG, steps=20),
+                        checkpoint=tmp_path / 'none')
+    assert isinstance(field, GridField) and field.exposure.abs().max() > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('kind', ['grid', 'mip'])
+def test_training_runs_on_cuda(kind, tmp_path):
+    dataset = RayDataset(sphere_images()[:2], FRAME, NO_POINTS, longest_side=80, device='cuda')
+    field = train_field(fresh(kind).cuda(), dataset, CONFIG, checkpoint=tmp_path / 'none')
+    assert all(value.isfinite().all() for value in field.state_dict().values())
