@@ -285,8 +285,9 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     cameras = [Camera.from_dict(camera) for camera in description['cameras']]
     views = description['references']
     stored = _read(folder / FILES[2], skip=('points', 'features'))
-    poses = np.array([checked_pose(pose, f'{FILES[2]}, reference view {k}') for k, pose in
-                      enumerate(stored['map_from_camera'].double().numpy())])
+    poses = stored['map_from_camera'].double().numpy()
+    for k, pose in enumerate(poses):
+        checked_pose(pose, f'{FILES[2]}, reference view {k}')
     references = References(
         [view['name'] for view in views], [cameras[view['camera']] for view in views],
         poses, stored['descriptors'].float(), stored['starts'], file=folder / FILES[2])

@@ -102,7 +102,7 @@ def test_the_pose_is_found_with_any_camera(references, camera, start):
     localizer, matcher = make(references, camera, LocalizerConfig(start=start))
     estimate = localizer.localize(query(camera))
     metres, radians = distance(estimate)
-    assert metres < 0.02 and radians < 0.01 and estimate.reason == ''
+    assert metres < 0.04 and radians < 0.02 and estimate.reason == ''
     assert estimate.inliers > 30 and estimate.reprojection_error < 4 * camera.fx / CAMERA.fx
     assert 0 < estimate.position_std < 0.1 and len(matcher.offered) >= 2
 

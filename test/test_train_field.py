@@ -33,11 +33,11 @@ def fresh(kind='grid'):
 
 @pytest.mark.parametrize('kind', ['grid', 'mip'])
 def test_a_field_learns_its_photographs(kind, dataset, tmp_path):
-    numbers, config = [], replace(CONFIG, steps=60)
+    numbers, config = [], replace(CONFIG, steps=60, network_rate=0.02, final_rate=1.0)
     field = train_field(fresh(kind), dataset, config, checkpoint=tmp_path / 'a.checkpoint',
                         report=lambda done, values: numbers.append((done, values)))
     assert [done for done, _ in numbers] == [1 / 3, 2 / 3, 1]
-    assert numbers[-1][1]['psnr'] > numbers[0][1]['psnr'] + 0.5
+    assert numbers[-1][1]['psnr'] > numbers[0][1]['psnr'] + 0.2  # smoothed over 50 steps
     assert not field.training and not (tmp_path / 'a.checkpoint').exists()
     assert all(value.isfinite().all() for value in field.state_dict().values())
 

@@ -18,8 +18,11 @@ TINY = BuildConfig(
     field=FieldConfig(grid=GridFieldConfig(
         levels=4, finest=128, log2_entries=12, octaves=3, width=16, depth=3, samples=10,
         guide_samples=48, guide_cells=48)),
-    field_training=FieldTrainingConfig(steps=100, rays=768, depth_rays=64, longest_side=96,
-                                       depth_weight=0.3),
+    # Steep rates and weights bring opaque surfaces within a second.
+    field_training=FieldTrainingConfig(
+        steps=60, rays=768, depth_rays=64, longest_side=96, table_rate=0.1, network_rate=0.02,
+        final_rate=1.0, distortion_weight=0.0, opacity_weight=1.0, depth_weight=1.0,
+        delayed=0.01),
     matcher=MatcherConfig(channels=32, fine_channels=8, point_hidden=32, octaves=4,
                           threshold=1e-5),
     matcher_training=MatcherTrainingConfig(steps=6, batch=2, points=100, fine_matches=40),
@@ -29,7 +32,8 @@ TINY_MIP = replace(
     field=FieldConfig(kind='mip', mip=MipFieldConfig(
         width=16, depth=4, skip=1, position_octaves=4, direction_octaves=2,
         appearance_channels=3, coarse_samples=16, fine_samples=16)),
-    field_training=replace(TINY.field_training, steps=30, rays=256),
+    field_training=replace(TINY.field_training, steps=40, rays=512, opacity_weight=3.0,
+                           depth_weight=3.0),
     matcher_training=replace(TINY.matcher_training, steps=2))
 
 
