@@ -42,11 +42,16 @@ def matching_loss(
     matcher: NeRFMatcher, batch: MatchBatch, config: MatcherTrainingConfig,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Coarse and fine loss of a batch (paper, Eq. 3 and 4), means over its images."""
+    """Coarse and fine loss of a batch (paper, Eq. 3 and 4), means over its images.
+
+    Images are encoded in bfloat16. Similarities are not: scaled by the temperature they would be
+    rounded to steps of a quarter, which blurs what tells neighbouring points apart.
+    """
     device = next(matcher.parameters()).device
     rows, columns = (side // COARSE_STRIDE for side in batch.images.shape[-2:])
-    tokens, fine = matcher.encode_images(
-        batch.images.to(device).contiguous(memory_format=torch.channels_last))
+    with torch.autocast(device.type, torch.bfloat16):
+        tokens, fine = matcher.encode_images(
+            batch.images.to(device).contiguous(memory_format=torch.channels_last))
     noise = torch.randn(batch.points.shape, generator=generator)
     features = None if batch.features is None else batch.features.to(device)
     points = matcher.encode_points((batch.points + config.jitter * noise).to(device), features)
@@ -58,7 +63,7 @@ def matching_loss(
     for k, (seen, pixels) in enumerate(zip(batch.seen, batch.pixels)):
         if len(seen) < 8:
             continue
-        cells, descriptors = matcher.interact(tokens[k], points.coarse)
+        cells, descriptors = matcher.interact(tokens[k].float(), points.coarse)
         cell = cells_of_pixels(pixels, rows, columns, COARSE_STRIDE)
         coarse_losses.append(dual_softmax_loss(
             cells, descriptors, cell.to(device), seen.to(device), matcher.scale))
@@ -121,8 +126,7 @@ def train_matcher(
             group['lr'] = rate
         dataset = datasets[random.integers(len(datasets))]
         batch = dataset.draw(config.batch, config.points, random)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            coarse, fine = matching_loss(matcher, batch, config, generator)
+        coarse, fine = matching_loss(matcher, batch, config, generator)
         optimizer.zero_grad(set_to_none=True)
         (coarse + fine).backward()
         nn.utils.clip_grad_norm_(matcher.parameters(), 5.0)
