@@ -135,6 +135,17 @@ def test_photographs_that_make_no_map_are_refused(tmp_path, images):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('options', [
+    {'point_feature': 'f9'}, {'point_feature': 'f0'}, {'point_feature': 'depth'},
+    {'backbone': 'no_such_net'}])
+def test_a_matcher_that_cannot_be_made_is_refused_before_the_field_is_trained(
+        tmp_path, images, options):
+    config = replace(TINY, matcher=replace(TINY.matcher, **options))
+    with pytest.raises(ConfigError, match=next(iter(options.values()))):
+        build_map(images, tmp_path / 'map', config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cameras_in_one_place_without_texture_are_refused(tmp_path):
     grey = np.full((120, 160, 3), 128, np.uint8)
     images = [PosedImage(f'{k}', CAMERA, np.eye(4), pixels=grey) for k in range(5)]

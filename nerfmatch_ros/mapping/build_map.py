@@ -93,6 +93,7 @@ def build_map(
     for input that cannot become a map. The old map in `output` stays until the new one is whole.
     """
     _check(images)
+    _check_networks(config)
     keep_freed_memory()
     started = time.monotonic()
     minutes = config.minutes if minutes is None else minutes
@@ -122,6 +123,16 @@ def _check(images: list[PosedImage]) -> None:
     for image in images:
         if image.map_from_camera is None:
             raise DataError(f'{image.name} has no pose; a map is built of posed photographs')
+
+
+def _check_networks(config: BuildConfig) -> None:
+    """Make both networks once, so that options they refuse do not first cost a trained field."""
+    field = config.field.make(1)
+    layer = config.matcher.feature_layer
+    if layer is not None and not 1 <= layer <= field.feature_layers:
+        raise ConfigError(f"matcher.point_feature is '{config.matcher.point_feature}'; the field "
+                          f"'{config.field.kind}' has f1 to f{field.feature_layers}")
+    NeRFMatcher(config.matcher, field.feature_channels)
 
 
 def _open_work_folder(
