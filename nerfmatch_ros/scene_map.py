@@ -8,6 +8,7 @@ is swapped in whole, so a map that was cut short is never taken for one.
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 import hashlib
+import math
 from pathlib import Path
 import shutil
 from typing import Any
@@ -205,17 +206,24 @@ class SceneMap:
         description = _read_description(folder)
         try:
             return _assemble(folder, description)
-        except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError, OSError,
-                RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError, MemoryError,
+                OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise MapError(f'{folder} cannot be read as a map: {error!r}; '
                            'build it again or copy it again from its source') from error
 
 
 def _halved(module: nn.Module) -> dict[str, Tensor]:
-    largest = torch.finfo(torch.float16).max  # densities of an opaque surface may exceed it
-    return {name: value.clamp(-largest, largest).half()
-            if value.is_floating_point() and value.numel() > _LARGE else value
-            for name, value in module.state_dict().items()}
+    """Give the state of a module with its large tensors in half precision.
+
+    The density grid only says where to sample: a byte a cell, good to an eighth, is enough for it.
+    """
+    state = dict(module.state_dict())
+    for name, value in state.items():
+        if value.is_floating_point() and value.numel() > _LARGE:
+            kind = torch.float8_e5m2 if name == 'guide' else torch.float16
+            largest = torch.finfo(kind).max  # densities of an opaque surface may exceed it
+            state[name] = value.clamp(-largest, largest).to(kind)
+    return state
 
 
 def _sha256(path: Path) -> str:
@@ -257,7 +265,7 @@ def _read(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
     with safe_open(path, 'pt') as opened:
         tensors = {key: opened.get_tensor(key) for key in opened.keys() if key not in skip}
     for key, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise ValueError(f'{path.name}: {key} holds NaN or infinity')
     return tensors
 
@@ -272,6 +280,10 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     scene = description['scene_frame']
     frame = SceneFrame(Similarity.from_dict(scene['scene_from_map']), float(scene['near']),
                        float(scene['far']))
+    focal, side = float(description['working_focal']), int(description['longest_side'])
+    if not (0 < frame.near < frame.far < math.inf and 0 < focal < math.inf and side > 0):
+        raise ValueError(f'near {frame.near}, far {frame.far}, working_focal {focal} or '
+                         f'longest_side {side} is out of range')
     field_config = from_dict(FieldConfig, description['field'], 'map.yaml: field')
     matcher_config = replace(from_dict(MatcherConfig, description['matcher'],
                                        'map.yaml: matcher'), pretrained=False)
@@ -296,8 +308,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     _check_shapes(references, surface, words, matcher, field.feature_channels)
     return SceneMap(
         frame, field_config, field, matcher_config, matcher, references, surface, words,
-        float(description['working_focal']), int(description['longest_side']),
-        str(description['frame_id']), dict(description['localization']),
+        focal, side, str(description['frame_id']), dict(description['localization']),
         dict(description['notes']))
 
 

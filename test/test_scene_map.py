@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 import hashlib
+import math
 import os
 import pickle
 import shutil
@@ -136,6 +137,8 @@ DAMAGES = {
     'unknown feature': (with_value('g9', 'matcher', 'point_feature'), 'point_feature'),
     'no scale': (with_value(0.0, 'scene_frame', 'scene_from_map', 'scale'), 'scale'),
     'text for a number': (with_value('wide', 'scene_frame', 'near'), 'wide'),
+    'endless rays': (with_value(math.inf, 'scene_frame', 'far'), 'far inf'),
+    'no focal length': (with_value(math.nan, 'working_focal'), 'working_focal nan'),
     'missing key': (lambda f: described(f, lambda d: d.pop('scene_frame')), 'scene_frame'),
     'nothing for a mapping': (with_value(None, 'scene_frame'), 'cannot be read'),
     'infinite side': (with_value(float('inf'), 'longest_side'), 'cannot be read'),
