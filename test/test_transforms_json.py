@@ -85,6 +85,7 @@ def test_opening_angle_and_picture_size_are_enough(tmp_path):
     ({'is_fisheye': True, 'p1': 0, 'p2': 0}, ('OPENCV_FISHEYE', (.1, -.02, 0, 0))),
     ({'camera_model': 'PINHOLE', 'k1': 0, 'k2': 0, 'p1': 0, 'p2': 0}, ('PINHOLE', ())),
     ({'camera_model': 'SIMPLE_PINHOLE', 'k1': 0, 'k2': 0, 'p1': 0, 'p2': 0}, ('PINHOLE', ())),
+    ({'camera_model': 'OPENCV', 'k3': .3}, ('RATIONAL', (.1, -.02, .001, .002, .3, 0, 0, 0))),
     ({'camera_model': 'OPENCV', 'k3': 0}, ('OPENCV', (.1, -.02, .001, .002)))])
 def test_camera_models_of_the_format(tmp_path, keys, expected):
     camera = read_posed_images(dataset(tmp_path, 1, **keys))[0].camera
@@ -139,7 +140,7 @@ nan_pose = [[float('nan')] * 4] * 3 + [[0, 0, 0, 1]]
     ({'file_path': 3}, 'frame 1.*file_path 3'),
     ({'file_path': 'images/000.png'}, "'images/000.png' more than once"),
     ({'w': 64, 'h': 48}, "'images/001.png' has 32 x 24.*64 x 48"),
-    ({'k3': 0.25}, 'frame 1.*k3 = 0.25.*OPENCV'),
+    ({'k4': 0.25}, 'frame 1.*k4 = 0.25.*OPENCV'),
     ({'camera_model': 'PINHOLE'}, 'frame 1.*k1 = 0.1.*PINHOLE'),
     ({'camera_model': 'EQUIRECTANGULAR'}, "frame 1.*'EQUIRECTANGULAR'"),
     ({'fl_x': -4.0}, 'frame 1.*fx is -4'), ({'fl_x': '50'}, "frame 1.*fl_x '50'"),

@@ -12,7 +12,7 @@ from typing import Any
 from nerfmatch_ros.data.image_size import image_size
 from nerfmatch_ros.data.posed_image import checked_pose, PosedImage
 from nerfmatch_ros.errors import DataError
-from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.geometry.camera import Camera, DISTORTION_LENGTHS
 import numpy as np
 
 EXPECTED = 'transforms.json'
@@ -188,13 +188,19 @@ def _distortion(where: str, values: dict) -> tuple[str, tuple[float, ...]]:
     if stated not in _MODELS:
         raise DataError(f'{where} has camera_model {stated!r}; supported: {", ".join(_MODELS)}. '
                         'Undistort the pictures to use others')
-    model, names = _MODELS[stated]
+    if stated == 'OPENCV' and _number(where, values, 'k3', 0.0) != 0:
+        # The sixth power, as Metashape and Polycam write it, is a rational model without divisor.
+        model, names = 'RATIONAL', ('k1', 'k2', 'p1', 'p2', 'k3')
+    else:
+        model, names = _MODELS[stated]
     for name in _COEFFICIENTS:
         value = _number(where, values, name, 0.0)
         if name not in names and value != 0:
             raise DataError(f'{where} has {name} = {value:g}, which camera_model {stated} does '
                             'not have; undistort the pictures or calibrate without it')
-    return model, tuple(_number(where, values, name, 0.0) for name in names)
+    coefficients = [_number(where, values, name, 0.0) for name in names]
+    missing = DISTORTION_LENGTHS[model] - len(names)
+    return model, (*coefficients, *[0.0] * missing)
 
 
 def _number(where: str, values: dict, key: str, default: float | None) -> float | None:
