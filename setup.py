@@ -10,11 +10,11 @@ NAME = 'nerfmatch_ros'
 HERE = Path(__file__).parent
 
 REQUIREMENTS = [
-    'torch>=2.1',
+    'torch>=2.4',  # the first with fused optimizers on the CPU
     'timm>=1.0.3',  # the first with features of ConvFormer
     'numpy>=1.23',
     'scipy>=1.9',
-    'opencv-python-headless>=4.6',
+    'opencv-python-headless>=4.8',  # the first whose SIFT scales up precisely
     'poselib>=2.0.4',
     'safetensors>=0.4',
     'pyyaml>=5.4',

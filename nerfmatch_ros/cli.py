@@ -99,7 +99,8 @@ def inspect(
 def render(
     *,
     map: MapFolder,
-    output: Annotated[Path, arg(help='folder for 000000.png, 000001.png, ...')],
+    output: Annotated[
+        Path, arg(help='folder for 000000.png, 000001.png, ...')] = Path('out/views'),
     pose: Annotated[str | None, arg(
         metavar="'X Y Z QX QY QZ QW'", help='camera centre in metres and quaternion')] = None,
     trajectory: Annotated[Path | None, arg(help='TUM file, one pose a line')] = None,

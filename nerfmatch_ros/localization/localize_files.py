@@ -1,6 +1,7 @@
 """Localize image files one by one and describe each result in plain values."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 import math
 from pathlib import Path
 import time
@@ -22,7 +23,7 @@ def localize_files(
     # Every file is opened before the first result: a wrong name at the end costs no waiting.
     images = [read_photograph(path, camera, localizer.scene_map.cameras) for path in paths]
     for path, image in zip(paths, images):
-        image.rgb()
+        image = replace(image, pixels=image.rgb())  # decoding is no part of the seconds
         start = time.perf_counter()
         estimate = localizer.localize(image)
         yield record(str(path), estimate, time.perf_counter() - start)
