@@ -64,7 +64,7 @@ setup(
     long_description=(HERE / 'README.md').read_text() if (HERE / 'README.md').exists() else '',
     long_description_content_type='text/markdown',
     maintainer='nerfmatch_ros maintainers',
-    maintainer_email='maintainers@nerfmatch-ros.org',
+    maintainer_email='maintainers@example.org',
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[NAME, f'{NAME}.*']),

@@ -17,3 +17,10 @@ def test_build_map_yaml_shows_every_option_with_its_default():
 
 def test_demo_map_yaml_is_a_valid_configuration():
     assert load_config(BuildConfig, CONFIG / 'demo_map.yaml') != BuildConfig()
+
+
+def test_paper_yaml_makes_the_full_model():
+    config = load_config(BuildConfig, CONFIG / 'paper.yaml')
+    assert config.field.kind == 'mip' and config.minutes is None
+    assert (config.matcher.self_attention, config.matcher.cross_attention) == (3, 1)
+    assert config.matcher.backbone == 'convformer_b36' and config.matcher.feature_layer == 3

@@ -41,6 +41,18 @@ def test_rays_meet_the_points_whose_pixels_they_are_of(generator):
     assert (rays.near == 0.05).all() and (rays.far == 3.0).all()
 
 
+def test_a_far_background_does_not_inflate_the_box(generator):
+    cameras = poses_at(np.random.default_rng(0).uniform(-3, 3, (20, 3)))
+    facade = np.random.default_rng(1).uniform([-8, 9, -4], [8, 11, 4], (900, 3))
+    hills = np.random.default_rng(2).uniform([-300, 300, 0], [300, 400, 50], (100, 3))
+    points = np.concatenate([facade, hills])
+    distances = np.linalg.norm(points, axis=1)
+    alone = fit_scene_frame(cameras, facade, distances[:900])
+    both = fit_scene_frame(cameras, points, distances)
+    assert both.scene_from_map.scale > 0.9 * alone.scene_from_map.scale
+    assert both.far > 300 * both.scene_from_map.scale
+
+
 def test_a_pose_for_each_ray_equals_one_pose_at_a_time(generator):
     frame = some_frame()
     poses = torch.stack([some_pose(generator) for _ in range(4)])

@@ -48,6 +48,7 @@ import torch.nn.functional as F
 
 LOG = logging.getLogger(__name__)
 FEWEST_IMAGES = 4
+FARTHEST = 1e4  # times the spread of the cameras, that their origin may lie away
 FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its renders and depths
 
 
@@ -123,6 +124,12 @@ def _check(images: list[PosedImage]) -> None:
     for image in images:
         if image.map_from_camera is None:
             raise DataError(f'{image.name} has no pose; a map is built of posed photographs')
+    centres = np.stack([image.map_from_camera[:3, 3] for image in images])
+    away, spread = np.abs(centres).max(), np.ptp(centres, axis=0).max()
+    if away > FARTHEST * max(spread, 1e-9):
+        raise DataError(
+            f'the cameras lie up to {away:.6g} from the origin but within {spread:.3g} of each '
+            'other, too far for single precision; move the origin of the poses near to them')
 
 
 def _check_networks(config: BuildConfig) -> None:

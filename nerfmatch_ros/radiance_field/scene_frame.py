@@ -7,6 +7,7 @@ from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.radiance_field.field import Rays
 import numpy as np
+from scipy.spatial import cKDTree
 import torch
 from torch import Tensor
 
@@ -49,19 +50,25 @@ class SceneFrame:
         return self.scene_from_map.apply(points)
 
 
+FAR_BACKGROUND = 3.0  # times the median distance from a point to the nearest camera
+
+
 def fit_scene_frame(
     map_from_cameras: np.ndarray, points: np.ndarray, distances: np.ndarray,
 ) -> SceneFrame:
     """Fit the box [-1, 1]^3 around the cameras and the bulk of the points they see.
 
     map_from_cameras: (K, 4, 4); points: (P, 3) metres, may be empty; distances: (M,) metres from
-    cameras to points they see, may be empty. Without points the scene is taken to be as deep as
-    the cameras are spread: a guess, so textureless scenes should bring depth images.
+    cameras to points they see, may be empty. A background far beyond most points stays outside of
+    the box, where a field sees all of space contracted. Without points the scene is taken to be
+    as deep as the cameras are spread, which is a guess.
     """
     centres = map_from_cameras[:, :3, 3]
     corners = [centres.min(0), centres.max(0)]
     if len(points):
-        corners += list(np.percentile(points, [2, 98], axis=0))
+        nearest, _ = cKDTree(centres).query(points)
+        close = points[nearest <= FAR_BACKGROUND * np.median(nearest)]
+        corners += list(np.percentile(close, [2, 98], axis=0))
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     half = float((high - low).max()) / 2
     if not np.isfinite(half) or half <= 0:
