@@ -1,0 +1,50 @@
+"""The map that ships with the package: small, whole, and as accurate as the README says."""
+
+from dataclasses import replace
+
+from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
+from nerfmatch_ros.demo import DEMO_MAP
+from nerfmatch_ros.evaluation.metrics import pose_errors
+from nerfmatch_ros.localization.localizer import Localizer
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope='module')
+def drive():
+    images = synthetic_images('test', 40, default_camera())[::6]
+    return [(replace(image, map_from_camera=None), image.map_from_camera) for image in images]
+
+
+@pytest.fixture(scope='module')
+def answers(drive):
+    localizer = Localizer.load(DEMO_MAP)
+    return [localizer.localize(query) for query, _ in drive]
+
+
+def test_the_shipped_map_is_small():
+    assert sum(path.stat().st_size for path in DEMO_MAP.iterdir()) < 10e6
+
+
+def test_the_shipped_map_localizes_a_drive_it_never_saw(drive, answers):
+    errors = pose_errors([answer.map_from_camera for answer in answers],
+                         [truth for _, truth in drive])
+    assert np.median(errors.translation) <= 0.05 and np.median(errors.rotation) <= 1.0
+    assert np.mean((errors.translation <= 0.1) & (errors.rotation <= 5.0)) >= 0.8
+
+
+def test_the_same_image_gives_the_same_pose(drive, answers):
+    again = Localizer.load(DEMO_MAP).localize(drive[1][0])
+    np.testing.assert_array_equal(again.map_from_camera, answers[1].map_from_camera)
+
+
+def test_the_node_answers_as_the_localizer_does(drive, answers, tmp_path):
+    pytest.importorskip('rclpy')
+    pytest.importorskip('tf2_msgs.msg')
+    from nerfmatch_ros.ros.node_client import NodeClient
+    with NodeClient(DEMO_MAP, tmp_path / 'node.log') as client:
+        for (query, _), expected in list(zip(drive, answers))[:3]:
+            found = client.localize(query, timeout=120.0)
+            assert expected.map_from_camera is not None, expected.reason
+            np.testing.assert_allclose(
+                found.map_from_camera, expected.map_from_camera, atol=1e-5)
