@@ -36,6 +36,7 @@ demo-map: $(INSTALLED)
 	$(BIN)/nerfmatch build --images $(ROOM) --output out/demo_map --config config/demo_map.yaml
 	rm -rf $(MAP)
 	cp -r out/demo_map $(MAP)
+	rm $(MAP)/field.png
 
 setup: $(INSTALLED)
 
