@@ -126,7 +126,13 @@ class SceneMap:
 
     @property
     def extent(self) -> float:
-        """Diagonal of the bounding box of the reference camera centres, metres."""
+        """Diagonal of the bounding box of the map's camera centres, metres.
+
+        A map may keep fewer reference views than it was built of, so the build notes it.
+        """
+        noted = self.notes.get('extent_m')
+        if noted is not None:
+            return float(noted)
         return float(np.linalg.norm(np.ptp(self.reference_poses[:, :3, 3], axis=0)))
 
     def to(self, device: str) -> 'SceneMap':

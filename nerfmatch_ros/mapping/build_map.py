@@ -108,7 +108,8 @@ def build_map(
         references = stages.references(images, field, frame)
         matcher = stages.matcher(images, references, field, frame)
         scene_map = stages.assemble(images, references, field, matcher, frame, {
-            'images': len(images), 'sparse_points': len(sparse.points), **quality,
+            'images': len(images), 'extent_m': _extent(images),
+            'sparse_points': len(sparse.points), **quality,
             'build_minutes': round((time.monotonic() - started) / 60, 2)})
     scene_map.save(output)
     shutil.copy(work / FIELD_PICTURE, output)
@@ -130,6 +131,12 @@ def _check(images: list[PosedImage]) -> None:
         raise DataError(
             f'the cameras lie up to {away:.6g} from the origin but within {spread:.3g} of each '
             'other, too far for single precision; move the origin of the poses near to them')
+
+
+def _extent(images: list[PosedImage]) -> float:
+    """Diagonal of the bounding box of the camera centres, metres."""
+    centres = np.stack([image.map_from_camera[:3, 3] for image in images])
+    return float(np.linalg.norm(np.ptp(centres, axis=0)))
 
 
 def _check_networks(config: BuildConfig) -> None:
