@@ -110,7 +110,7 @@ def build_map(
         scene_map = stages.assemble(images, references, field, matcher, frame, {
             'images': len(images), 'extent_m': _extent(images),
             'sparse_points': len(sparse.points), **quality,
-            'build_minutes': round((time.monotonic() - started) / 60, 2)})
+            'last_run_minutes': round((time.monotonic() - started) / 60, 2)})
     scene_map.save(output)
     shutil.copy(work / FIELD_PICTURE, output)
     if not keep_work_folder:
