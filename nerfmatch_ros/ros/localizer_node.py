@@ -19,7 +19,8 @@ from nerfmatch_ros.config import choose_device
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import DataError, NerfmatchError
 from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.ros import conversions
+from nerfmatch_ros.ros import camera_messages, conversions
+from nerfmatch_ros.ros.image_messages import image_to_rgb
 from nerfmatch_ros.ros.newest_image import NewestImage
 from nerfmatch_ros.ros.parameters import declare_parameters
 from nerfmatch_ros.ros.ros_logging import forward_core_logs, stop_forwarding
@@ -130,13 +131,13 @@ class LocalizerNode(Node):
 
     def _on_camera_info(self, message: CameraInfo):
         """Keep the camera of a frame, unless nothing changed."""
-        frame, key = message.header.frame_id, conversions.info_key(message)
+        frame, key = message.header.frame_id, camera_messages.info_key(message)
         if self._info_keys.get(frame) == key:
             return
         self._info_keys[frame] = key
         known = self._cameras.get(frame)
         try:
-            self._cameras[frame] = conversions.camera_from_info(message)
+            self._cameras[frame] = camera_messages.camera_from_info(message)
         except DataError as error:
             keep = known is not None and (
                 (known.width, known.height) == (message.width, message.height))
@@ -198,11 +199,11 @@ class LocalizerNode(Node):
     def _localize(self, message: Image, name: str) -> str:
         """Publish the pose of an image; give the reason where there is none, else ''."""
         run, header = self._run, message.header
-        pixels = conversions.image_to_rgb(message)
+        pixels = image_to_rgb(message)
         camera = self._cameras.get(header.frame_id)
         if camera is None:  # a bad camera_info came in this very moment
             return 'its camera_info became unusable'
-        camera = conversions.fit_to_image(camera, message.width, message.height)
+        camera = camera_messages.fit_to_image(camera, message.width, message.height)
         prior = None
         if self.get_parameter('use_prior').value and self._previous is not None:
             prior = self._previous[1] if self._previous[0] == run else None

@@ -14,7 +14,9 @@ import nerfmatch_ros
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import NerfmatchError
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
-from nerfmatch_ros.ros.conversions import image_message, info_message, matrix_from_pose
+from nerfmatch_ros.ros.camera_messages import info_message
+from nerfmatch_ros.ros.conversions import matrix_from_pose
+from nerfmatch_ros.ros.image_messages import image_message
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy

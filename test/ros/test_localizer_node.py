@@ -20,6 +20,8 @@ pytest.importorskip('tf2_msgs.msg', reason='needs tf2_msgs (python tools/generat
 from builtin_interfaces.msg import Time  # noqa: E402
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped  # noqa: E402
 from nerfmatch_ros.ros import conversions  # noqa: E402
+from nerfmatch_ros.ros.camera_messages import info_message  # noqa: E402
+from nerfmatch_ros.ros.image_messages import image_message  # noqa: E402
 from nerfmatch_ros.ros.newest_image import NewestImage  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
@@ -128,9 +130,9 @@ class Client:
         pixels[0, 0] = first_pixel
         order = (0, 1, 2) if encoding == 'rgb8' else (2, 1, 0)
         stamp = self.next_stamp()
-        image = conversions.image_message(pixels[..., order], stamp, frame)
+        image = image_message(pixels[..., order], stamp, frame)
         image.encoding = encoding
-        return image, conversions.info_message(camera, stamp, frame)
+        return image, info_message(camera, stamp, frame)
 
     def answer(self, image, info=None) -> int:
         """Send an image until its pose is there; give its stamp in nanoseconds.
@@ -165,7 +167,7 @@ def client():
 @pytest.fixture(scope='module')
 def node(client):
     # Published once, before the node exists.
-    client.latched_infos.publish(conversions.info_message(VGA, Time(), 'latched_camera'))
+    client.latched_infos.publish(info_message(VGA, Time(), 'latched_camera'))
     process = NodeProcess(
         [*FAKE_NODE, '-p', 'map_path:=/maps/room', '-p', 'devise:=cpu', '-p', 'device:=cpu'])
     process.wait_for('map /maps/room')
@@ -250,7 +252,7 @@ def test_a_latched_camera_info_from_before_the_start_is_used(client, node):
 def test_a_bad_camera_info_is_reported_once_and_the_last_good_one_kept(client, node):
     image, info = client.make((8, 0, 0), frame='flaky_camera')
     client.answer(image, info)
-    bad = conversions.info_message(VGA, info.header.stamp, 'flaky_camera')
+    bad = info_message(VGA, info.header.stamp, 'flaky_camera')
     bad.k = [0.0] * 9
     text = "camera_info of frame 'flaky_camera' cannot be used"
     for _ in range(round(TIMEOUT / RETRY)):
