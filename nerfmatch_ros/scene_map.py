@@ -108,6 +108,7 @@ class SceneMap:
     frame_id: str = 'map'
     localization: dict[str, Any] = dataclass_field(default_factory=dict)  # the map's own settings
     notes: dict[str, Any] = dataclass_field(default_factory=dict)  # how it was built
+    sha256: str = ''  # of map.yaml, which holds that of every other file; '' before it is saved
 
     @property
     def cameras(self) -> list[Camera]:
@@ -147,6 +148,7 @@ class SceneMap:
         """Plain values that describe the map."""
         return {
             'frame_id': self.frame_id,
+            'sha256': self.sha256,
             'reference_views': len(self.references.names),
             'extent_m': self.extent,
             'surface_points': len(self.surface.points),
@@ -211,7 +213,8 @@ class SceneMap:
         folder = Path(folder)
         description = _read_description(folder)
         try:
-            return _assemble(folder, description)
+            return replace(_assemble(folder, description),
+                           sha256=_sha256(folder / 'map.yaml'))
         except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError, MemoryError,
                 OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise MapError(f'{folder} cannot be read as a map: {error!r}; '

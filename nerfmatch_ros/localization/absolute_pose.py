@@ -73,6 +73,8 @@ class PoseEstimate:
     matches: int
     reprojection_error: float  # pixels, rms over the inliers; nan without a pose
     inlier_mask: np.ndarray | None = None  # (M,) bool, of the matches; None if never determined
+    pixels: np.ndarray | None = None  # (M, 2) of the matches, where the localizer keeps them
+    points: np.ndarray | None = None  # (M, 3) of the matches, metres in the map
 
     @property
     def position_std(self) -> float:

@@ -11,6 +11,9 @@ from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 import torch
 
+# Metres and radians; a round that moves the pose by less is the last one.
+AT_REST = (0.001, math.radians(0.02))
+
 
 def is_better(new: PoseEstimate, old: PoseEstimate) -> bool:
     """Prefer the estimate that more matches agree with, or about as many agree more closely."""
@@ -24,12 +27,9 @@ def is_better(new: PoseEstimate, old: PoseEstimate) -> bool:
 
 def refine(
     estimate: PoseEstimate, step: Callable[[PoseEstimate], PoseEstimate], rounds: int, *,
-    at_rest: tuple[float, float] = (0.001, math.radians(0.02)),
+    at_rest: tuple[float, float] = AT_REST,
 ) -> PoseEstimate:
-    """Repeat `step` from the best estimate so far.
-
-    at_rest: metres and radians; a round that moves the pose by less is the last one.
-    """
+    """Repeat `step` from the best estimate so far, until it rests."""
     for _ in range(rounds):
         if estimate.map_from_camera is None:
             break

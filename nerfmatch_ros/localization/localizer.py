@@ -1,6 +1,7 @@
 """From an image to a pose: find a first pose in the map, then look from it and match again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import math
 from pathlib import Path
 
 from nerfmatch_ros.config import from_dict
@@ -8,12 +9,13 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, working_view, WorkingView
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.geometry.pose import perturb, pose_distance
 from nerfmatch_ros.localization.absolute_pose import (
     AbsolutePoseOptions,
     PoseEstimate,
     solve_absolute_pose,
 )
-from nerfmatch_ros.localization.iterative_refiner import refine
+from nerfmatch_ros.localization.iterative_refiner import AT_REST, refine
 from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens, PointTokens
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.renderer import OPAQUE, render_view
@@ -23,6 +25,10 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+# How far the views of `refine` lie around its estimate (standard deviations).
+NEARBY_SHARE = 0.01  # of the map's extent
+NEARBY_ANGLE = 0.03  # radians
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class LocalizerConfig:
     min_inliers: int = 30
     min_inlier_ratio: float = 0.1
     covariance_scale: float = 1.0  # calibrates the covariance of the solve
+    refined_views: int = 5  # views around an estimate whose matches `refine` solves together
 
     def __post_init__(self):
         """Refuse unknown ways to start."""
@@ -58,6 +65,11 @@ class Localizer:
         self.device = next(scene_map.field.parameters()).device
         self._surface: PointTokens | None = None
 
+    @property
+    def map_sha256(self) -> str:
+        """Identity of the map in use; '' for one that was not read from a folder."""
+        return self.scene_map.sha256
+
     @staticmethod
     def load(
         folder: Path, device: str = 'cpu', threads: int | None = None,
@@ -77,10 +89,7 @@ class Localizer:
         prior: (4, 4) map_from_camera, a rough pose to look from first; if it leads nowhere the
         whole map is tried. A failure is a result: no pose and the reason.
         """
-        view = working_view(image.camera, self.scene_map.working_focal,
-                            2 * self.scene_map.longest_side)
-        picture = as_tensor(view.picture(image.rgb())).to(self.device)
-        tokens = self.scene_map.matcher.encode_image(picture)
+        view, tokens = self._prepare(image)
         estimate = None
         if prior is not None:
             estimate = self._look_from(prior, view, tokens)
@@ -91,6 +100,38 @@ class Localizer:
             self.config.rounds)
 
     @torch.inference_mode()
+    def refine(
+        self, image: PosedImage, map_from_camera: np.ndarray, rounds: int = 3,
+    ) -> PoseEstimate:
+        """Improve a pose (4, 4) of an image; costs several times what `localize` does.
+
+        In each round the field is rendered from several poses around the estimate and all their
+        matches are solved together: a match depends a little on where one looks from, and that
+        part of its error averages out. Rounds end when the pose rests. The same call gives the
+        same pose.
+        """
+        view, tokens = self._prepare(image)
+        estimate = None
+        for _ in range(rounds):
+            around = self._around(map_from_camera)
+            seen = [self._see(pose, view) for pose in around]
+            candidate = self._solve(view, tokens, seen, self.config.refined_error)
+            if candidate.map_from_camera is None:
+                return candidate if estimate is None else estimate
+            moved = pose_distance(torch.from_numpy(candidate.map_from_camera),
+                                  torch.from_numpy(map_from_camera))
+            estimate, map_from_camera = candidate, candidate.map_from_camera
+            if moved[0] < AT_REST[0] and moved[1] < AT_REST[1]:
+                break
+        return estimate
+
+    @torch.inference_mode()
+    def similar_views(self, image: PosedImage, count: int) -> np.ndarray:
+        """Give the poses (count, 4, 4) of the reference views most like an image, best first."""
+        _, tokens = self._prepare(image)
+        return self.scene_map.reference_poses[self._nearest_views(tokens, count)]
+
+    @torch.inference_mode()
     def render(self, camera: Camera, map_from_camera: np.ndarray) -> np.ndarray:
         """Show the field as a camera at a pose sees it: (H, W, 3) uint8 RGB."""
         rendered = render_view(self.scene_map.field, self.scene_map.frame, camera,
@@ -99,24 +140,43 @@ class Localizer:
         picture = (rendered.colour * 255).round().byte().cpu().numpy()
         return picture.reshape(camera.height, camera.width, 3)
 
+    def _prepare(self, image: PosedImage) -> tuple[WorkingView, ImageTokens]:
+        view = working_view(image.camera, self.scene_map.working_focal,
+                            2 * self.scene_map.longest_side)
+        picture = as_tensor(view.picture(image.rgb())).to(self.device)
+        return view, self.scene_map.matcher.encode_image(picture)
+
+    def _around(self, map_from_camera: np.ndarray) -> list[np.ndarray]:
+        """The pose itself and others near it, always the same ones relative to it."""
+        centre = torch.from_numpy(np.ascontiguousarray(map_from_camera))
+        spread = np.repeat((NEARBY_SHARE * self.scene_map.extent, NEARBY_ANGLE), 3)
+        deltas = spread * np.random.default_rng(0).standard_normal(
+            (max(self.config.refined_views, 1) - 1, 6))
+        return [map_from_camera, *(
+            perturb(centre, delta).numpy() for delta in torch.from_numpy(deltas))]
+
     def _first_pose(self, view: WorkingView, tokens: ImageTokens) -> PoseEstimate:
         if self.config.start == 'global':
             surface = self.scene_map.surface
             if self._surface is None:
                 self._surface = self._encode(surface.points, surface.features)
-            return self._solve(view, tokens, surface.points, self._surface,
+            return self._solve(view, tokens, [(surface.points, self._surface)],
                                self.config.first_error)
         points, features = self._retrieve(tokens)
-        return self._solve(view, tokens, points, self._encode(points, features),
+        return self._solve(view, tokens, [(points, self._encode(points, features))],
                            self.config.first_error)
 
-    def _retrieve(self, tokens: ImageTokens) -> tuple[Tensor, Tensor | None]:
-        """Points and features of the reference views most like the image, pooled."""
+    def _nearest_views(self, tokens: ImageTokens, count: int) -> list[int]:
+        """Give the numbers of the reference views most like the image, best first."""
         matcher, references = self.scene_map.matcher, self.scene_map.references
         cells = torch.nn.functional.normalize(tokens.coarse.float(), dim=-1)
         descriptor = describe(cells, self.scene_map.words, matcher.scale.item())
-        best, _ = nearest(descriptor.cpu(), references.descriptors, self.config.top_k)
-        views = [references.view(k) for k in best.tolist()]
+        return nearest(descriptor.cpu(), references.descriptors, count)[0].tolist()
+
+    def _retrieve(self, tokens: ImageTokens) -> tuple[Tensor, Tensor | None]:
+        """Points and features of the reference views most like the image, pooled."""
+        views = [self.scene_map.references.view(k)
+                 for k in self._nearest_views(tokens, self.config.top_k)]
         points = torch.cat([points for points, _ in views]).to(self.device)
         if views[0][1] is None:
             return points, None
@@ -126,6 +186,11 @@ class Localizer:
         self, map_from_camera: np.ndarray, view: WorkingView, tokens: ImageTokens,
     ) -> PoseEstimate:
         """Render what the camera would see at a pose, match the image with it, solve."""
+        return self._solve(view, tokens, [self._see(map_from_camera, view)],
+                           self.config.refined_error)
+
+    def _see(self, map_from_camera: np.ndarray, view: WorkingView) -> tuple[Tensor, PointTokens]:
+        """Give the surface points (N, 3) seen from a pose, and their tokens."""
         rendered = render_view(
             self.scene_map.field, self.scene_map.frame, view.camera,
             torch.from_numpy(np.ascontiguousarray(map_from_camera)), stride=COARSE_STRIDE,
@@ -133,24 +198,32 @@ class Localizer:
         solid = rendered.opacity > OPAQUE
         features = None if rendered.features is None else rendered.features[solid]
         points = rendered.points[solid]
-        return self._solve(view, tokens, points, self._encode(points, features),
-                           self.config.refined_error)
+        return points, self._encode(points, features)
 
     def _encode(self, points: Tensor, features: Tensor | None) -> PointTokens:
         return self.scene_map.matcher.encode_points(
             self.scene_map.frame.to_scene(points.float()), features)
 
     def _solve(
-        self, view: WorkingView, tokens: ImageTokens, points: Tensor, encoded: PointTokens,
+        self, view: WorkingView, tokens: ImageTokens, seen: list[tuple[Tensor, PointTokens]],
         largest_error: float,
     ) -> PoseEstimate:
-        matches = self.scene_map.matcher.match(tokens, encoded)
+        """Match the image with each set of points; solve all matches together."""
+        pixels, matched = [], []
+        for points, encoded in seen:
+            matches = self.scene_map.matcher.match(tokens, encoded)
+            pixels.append(view.pixels_in_source(matches.pixels.cpu()).numpy())
+            matched.append(points[matches.points].double().cpu().numpy())
         source_scale = view.source.fx / view.camera.fx
-        return solve_absolute_pose(
-            view.pixels_in_source(matches.pixels.cpu()).numpy(),
-            points[matches.points].double().cpu().numpy(), view.source,
+        # The same pixel matched from several views is neither one measurement nor that many. With
+        # the root of their number, reported and true errors keep about the ratio of a single view.
+        repeated = math.sqrt(len(seen))
+        pixels, matched = np.concatenate(pixels), np.concatenate(matched)
+        estimate = solve_absolute_pose(
+            pixels, matched, view.source,
             options=AbsolutePoseOptions(
                 max_reprojection_error=largest_error * source_scale,
-                min_inliers=self.config.min_inliers,
+                min_inliers=self.config.min_inliers * len(seen),
                 min_inlier_ratio=self.config.min_inlier_ratio,
-                covariance_scale=self.config.covariance_scale))
+                covariance_scale=self.config.covariance_scale * repeated))
+        return replace(estimate, pixels=pixels, points=matched)

@@ -22,7 +22,8 @@ class ManagedNode(LifecycleNode):
     def __init__(self, name: str, **options):
         """Construct; options: of rclpy's LifecycleNode."""
         super().__init__(name, **options)
-        self.failure = ''  # why the process has to end with an error; '' while all is well
+        self.failure = ''  # why the last transition failed
+        self.fatal = ''  # why the process has to end with an error; '' while all is well
         self.starting = False  # a transition that may take long is under way
 
     def start_up(self):
@@ -74,10 +75,8 @@ class ManagedNode(LifecycleNode):
         def start():
             timer.cancel()
             self.destroy_timer(timer)
-            if self.trigger_configure() != SUCCESS:
-                self.failure = self.failure or 'the node could not be configured'
-            elif self.trigger_activate() != SUCCESS:
-                self.failure = self.failure or 'the node could not be activated'
+            if self.trigger_configure() != SUCCESS or self.trigger_activate() != SUCCESS:
+                self.fatal = self.failure
 
         timer = self.create_timer(0.0, start, clock=STEADY)
 

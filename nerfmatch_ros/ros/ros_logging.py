@@ -1,6 +1,8 @@
-"""Forwards the log records of the core, which knows nothing of ROS, to the logger of a node."""
+"""What a node logs: records of the core, which knows nothing of ROS, and repeated complaints."""
 
 import logging
+import threading
+import time
 
 CORE_LOGGER = 'nerfmatch_ros'
 
@@ -41,3 +43,36 @@ def forward_core_logs(logger) -> NodeLogHandler:
 def stop_forwarding(handler: NodeLogHandler):
     """Undo `forward_core_logs`."""
     logging.getLogger(CORE_LOGGER).removeHandler(handler)
+
+
+class Complaints:
+    """
+    Logs a complaint of each kind at most every few seconds; safe to call from any thread.
+
+    rclpy's own throttling goes by the calling line, where one kind would silence another, and by
+    a clock that stands still while simulated time does.
+    """
+
+    def __init__(self, logger, seconds: float = 5.0):
+        """Write to this logger of a node."""
+        self._logger, self._seconds = logger, seconds
+        self._last: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def warning(self, kind: str, text: str):
+        """Warn, unless this kind was complained of a moment ago."""
+        if self._due(kind):
+            self._logger.warning(text)
+
+    def error(self, kind: str, text: str):
+        """Log an error, unless this kind was complained of a moment ago."""
+        if self._due(kind):
+            self._logger.error(text)
+
+    def _due(self, kind: str) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            if now - self._last.get(kind, -self._seconds) < self._seconds:
+                return False
+            self._last[kind] = now
+            return True
