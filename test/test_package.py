@@ -12,7 +12,6 @@ import xml.etree.ElementTree as ElementTree
 
 import nerfmatch_ros
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = 'nerfmatch_ros'
@@ -138,18 +137,6 @@ def test_executables_can_be_run_and_name_functions_that_exist(arguments):
         module, function = target.split(':')
         tree = ast.parse((ROOT / (module.replace('.', '/') + '.py')).read_text())
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def test_the_configuration_shows_every_parameter_with_its_default():
-    pytest.importorskip('rclpy', reason='needs rclpy (a sourced ROS 2, or the extra ros-wheels)')
-    from nerfmatch_ros.ros.parameters import DECLARATIONS
-    text = (ROOT / 'config' / 'localize.yaml').read_text()
-    values = yaml.safe_load(text)['/**']['ros__parameters']
-    assert values == {name: default for name, (default, *_) in DECLARATIONS.items()}
-    lines = text.splitlines()
-    for name in values:
-        at = next(i for i, line in enumerate(lines) if line.strip().startswith(name + ':'))
-        assert lines[at - 1].strip().startswith('#'), f'{name} has no comment'
 
 
 def test_the_transport_profile_applies_to_every_process():

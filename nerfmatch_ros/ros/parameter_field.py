@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, Field, field, fields, MISSING
-import math
 from typing import Any
 
 from nerfmatch_ros.errors import ConfigError
@@ -35,7 +34,7 @@ class Specification:
     def constraint(self) -> str:
         """Say in words which values are allowed, '' if the type says it all."""
         if self.limits:
-            return f'{self.limits[0]} to {self.limits[1]}'
+            return f'{self.limits[0]:g} to {self.limits[1]:g}'
         if self.choices:
             return 'one of ' + ', '.join(self.choices)
         return ''
@@ -55,8 +54,7 @@ class Specification:
             return tuple(text for text in value if text)
         if type(value) is not self.kind:
             self._refuse(value, f'be {_TYPE_NAMES[self.kind]}')
-        if self.kind is float and not math.isfinite(value):
-            self._refuse(value, f'be a number in {self.constraint}')
+        # NaN is in no range.
         if self.limits and not self.limits[0] <= value <= self.limits[1]:
             self._refuse(value, f'lie in {self.constraint}')
         if self.choices and value not in self.choices:

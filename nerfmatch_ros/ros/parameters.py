@@ -12,7 +12,6 @@ from rclpy.node import Node
 
 _TOPIC = re.compile(r'/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 _SHA256 = re.compile(r'[0-9a-f]{64}')
-_DAY = 86400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ class LocalizerParameters(SharedParameters):
         'initial_pose.', runtime=True)
     saved_pose_max_age: float = parameter(
         60.0, 'A saved pose older than that many seconds is not used. 0: any age.',
-        limits=(0.0, 3650 * _DAY), runtime=True)
+        limits=(0.0, 1e9), runtime=True)
 
     def faults(self) -> list[str]:
         """Say what is missing or contradicts each other, each with a remedy; [] if nothing."""
