@@ -22,6 +22,7 @@ REQUIREMENTS = [
     'tyro>=0.8',
     'rich>=12',
     'matplotlib>=3.5',
+    'rosbags>=0.11',  # bags without a ROS installation; the first that knows ROS 2 Kilted
 ]
 
 EXTRAS = {

@@ -1,5 +1,5 @@
 """
-The command line: `nerfmatch build | localize | evaluate | inspect | render | demo`.
+The command line: `nerfmatch build | localize | evaluate | inspect | render | bag | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -137,9 +137,30 @@ def demo(
     return run_demo(queries=queries, output=output, ros=ros, map_folder=map)
 
 
+def bag(
+    *,
+    images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
+    output: Annotated[Path, arg(help='the bag, a folder that does not exist yet')],
+    split: Split = 'test',
+    rate: Annotated[float, arg(help='images per second, in the order of their names')] = 10.0,
+    odometry: Annotated[float, arg(
+        help='error of the odometry: metres per metre, radians per metre or radian; '
+             '0 is perfect')] = 0.01,
+    seed: Annotated[int, arg(help='of the odometry: its drift and where it begins')] = 0,
+) -> None:
+    """Write posed photographs as the ROS 2 bag of a robot that drove past them."""
+    from dataclasses import asdict
+
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.ros.bag_drive import DriveOptions, write_drive
+    options = DriveOptions(rate=rate, odometry=odometry, seed=seed)
+    summary = write_drive(read_posed_images(images, _named(split)), output, options)
+    _print_table(str(output), asdict(summary))
+
+
 VERBS = {
     'build': build, 'localize': localize, 'evaluate': evaluate, 'inspect': inspect,
-    'render': render, 'demo': demo,
+    'render': render, 'bag': bag, 'demo': demo,
 }
 
 

@@ -27,6 +27,7 @@ DOORS = {
     'matplotlib': {'evaluation/pictures.py'},
     'tyro': {'cli.py'},
     'pycolmap': {'data/colmap.py'},
+    'rosbags': {'ros/bag'},
     'rclpy': {'ros/'},
     'sensor_msgs': {'ros/'},
     'geometry_msgs': {'ros/'},
