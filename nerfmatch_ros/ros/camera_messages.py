@@ -150,8 +150,8 @@ def fit_to_image(camera: Camera, width: int, height: int) -> Camera:
         return camera
     for large, small in (((camera.width, camera.height), (width, height)),
                          ((width, height), (camera.width, camera.height))):
-        factor, rest = divmod(large[0], small[0])
-        if not rest and large == (factor * small[0], factor * small[1]):
+        factor = large[0] // max(1, small[0])
+        if factor and large == (factor * small[0], factor * small[1]):
             return camera.scaled_to(width, height)
     raise DataError(
         f'camera_info is for {camera.width} x {camera.height} pixels, but the image has '
