@@ -7,8 +7,9 @@ from typing import Any
 from nerfmatch_ros.errors import ConfigError
 
 _KEY = 'parameter'
-_TYPE_NAMES = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text',
-               tuple: 'a list of texts'}
+_TYPE_NAMES = {
+    bool: 'true or false', int: 'a whole number', float: 'a number',
+    str: 'a text, in quotes if it looks like something else', tuple: 'a list of texts'}
 
 Value = bool | int | float | str | tuple[str, ...]
 
@@ -43,11 +44,13 @@ class Specification:
         """
         Give the value as the dataclass holds it; ConfigError with name, value and what is allowed.
 
-        A whole number is taken for a number. A list drops empty texts: the value ROS has for an
-        empty list has no type.
+        A whole number is taken for a number, and true for 'true' where that is a choice. A list
+        drops empty texts: the value ROS has for an empty list has no type.
         """
         if self.kind is float and type(value) is int:
             value = float(value)
+        if self.choices and type(value) is bool:
+            value = str(value).lower()  # YAML takes true for more than a word
         if self.kind is tuple:
             if not _is_list_of_texts(value):
                 self._refuse(value, f'be {_TYPE_NAMES[tuple]}')

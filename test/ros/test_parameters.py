@@ -130,6 +130,11 @@ def test_the_values_are_a_snapshot_with_the_types_of_the_fields(make):
         values.min_inliers = 3
 
 
+@pytest.mark.parametrize('value, taken', [(True, 'true'), (False, 'false'), ('auto', 'auto')])
+def test_rectified_may_be_given_without_quotes(make, value, taken):
+    assert make({**MAP, 'rectified': value}).parameters.checked().rectified == taken
+
+
 @pytest.mark.parametrize('given_names', [[''], []])
 def test_no_camera_names_are_an_empty_tuple(make, given_names):
     node = make({**MAP, 'camera_names': given_names})
@@ -161,8 +166,8 @@ def test_row_30_configure_fails_with_the_name_of_a_parameter_that_is_nan(make):
 
 @pytest.mark.parametrize('name, value', [
     ('max_speed', 'fast'), ('max_speed', True), ('max_speed', [1.0]), ('min_inliers', 30.0),
-    ('min_inliers', False), ('tf_broadcast', 1), ('map_sha256', 12), ('camera_names', 'left'),
-    ('camera_names', [1, 2]),
+    ('min_inliers', False), ('tf_broadcast', 1), ('map_sha256', 12), ('mode', True),
+    ('camera_names', 'left'), ('camera_names', [1, 2]),
 ])
 def test_row_30_configure_fails_with_the_name_of_a_parameter_of_wrong_type(make, name, value):
     node = make({**MAP, name: value})
