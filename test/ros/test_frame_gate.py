@@ -291,6 +291,9 @@ def test_row_8_the_colours_alone_may_show_something():
     picture = np.zeros((60, 80, 3), np.uint8)
     picture[:, ::2, 0] = picture[:, 1::2, 1] = 120
     assert picture_fault(picture) == ''
+    faint = np.full((60, 80, 3), 120, np.uint8)
+    faint[:, ::2, 2] += 6
+    assert picture_fault(faint) == ''
 
 
 @settings(deadline=None, max_examples=100)
