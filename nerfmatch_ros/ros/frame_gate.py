@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 SECOND = 1_000_000_000  # nanoseconds
+MOST_SOURCES = 64  # cameras that a FrameGate remembers; a robot has fewer
 _CLOCKS_DIFFER = 3600.0  # seconds; so far off is another clock, not a late frame
 _SAMPLES = 4096  # pixels that the brightness is taken from
 _DARK, _BRIGHT = 16.0, 239.0  # grey levels; all but a few pixels lie on the far side of one
@@ -98,6 +99,8 @@ class FrameGate:
         """Remember the frame; say if it is one too many of the same."""
         if known is None or known.fingerprint != fingerprint:
             self._sources[source] = _Source(stamp_ns, fingerprint)
+            if len(self._sources) > MOST_SOURCES:
+                del self._sources[next(iter(self._sources))]
             return None
         known.newest_ns = stamp_ns
         known.equal += 1

@@ -1,6 +1,7 @@
 """The gate of frames; rows 8 to 13 of the table of faults, as far as stamps and bytes tell."""
 
 from dataclasses import replace
+import tracemalloc
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -218,6 +219,19 @@ def test_each_camera_of_a_rig_has_stamps_of_its_own():
     # When the bag loops, the first frame of either camera is the one new run of both.
     assert stream.check(NOW - 9 * SECOND, source='right') == '' and stream.gate.restarted
     assert stream.check(NOW - 9 * SECOND, source='left') == '' and not stream.gate.restarted
+
+
+def test_cameras_of_ever_new_names_do_not_fill_the_memory():
+    stream = Stream()
+    for i in range(2000):
+        assert stream.check(NOW, source=str(i)) == ''
+    tracemalloc.start()
+    for i in range(2000, 20_000):
+        stream.gate.check(NOW, NOW, i, str(i))
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 100_000
+    assert stream.check(NOW, source='19999') == 'duplicate'
 
 
 frames = st.tuples(
