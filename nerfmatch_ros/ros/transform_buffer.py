@@ -12,6 +12,7 @@ import math
 
 from nerfmatch_ros.data.tum import numbers_from_pose
 from nerfmatch_ros.errors import DataError, NerfmatchError
+from nerfmatch_ros.localization.rigid_motion import inverse
 import numpy as np
 
 SECOND = 1_000_000_000  # nanoseconds
@@ -91,7 +92,7 @@ class TransformBuffer:
                 raise gap
         if gaps:
             raise gaps[0]
-        return _inverse(_product(down, stamp_ns)) @ _product(up, stamp_ns)
+        return inverse(_product(down, stamp_ns)) @ _product(up, stamp_ns)
 
     def latest(self, target: str, source: str) -> tuple[np.ndarray, int]:
         """
@@ -267,10 +268,3 @@ def _product(links: list[_Link], stamp_ns: int) -> np.ndarray:
     for link in links:
         product = link.at(stamp_ns) @ product
     return product
-
-
-def _inverse(a_from_b: np.ndarray) -> np.ndarray:
-    b_from_a = np.eye(4)
-    b_from_a[:3, :3] = a_from_b[:3, :3].T
-    b_from_a[:3, 3] = -a_from_b[:3, :3].T @ a_from_b[:3, 3]
-    return b_from_a
