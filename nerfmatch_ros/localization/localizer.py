@@ -62,6 +62,7 @@ class Localizer:
         self.scene_map = scene_map
         self.config = config or from_dict(LocalizerConfig, scene_map.localization,
                                           'map.yaml: localization')
+        self.own_config = self.config  # as the map or the caller says; `config` may be replaced
         self.device = next(scene_map.field.parameters()).device
         self._surface: PointTokens | None = None
 

@@ -1,6 +1,7 @@
 """Images and their cameras as they come from the topics: subscribed, sifted, decoded."""
 
 from collections.abc import Callable
+import time
 from typing import Any
 import zlib
 
@@ -10,8 +11,6 @@ from nerfmatch_ros.ros.conversions import stamp_ns
 from nerfmatch_ros.ros.frame_gate import FrameGate, picture_fault
 from nerfmatch_ros.ros.image_messages import compressed_to_rgb, FrameRejected, image_to_rgb
 from nerfmatch_ros.ros.quality import LATCHED, MismatchReporter, SENSOR_BY_NAME, TRANSIENT_LOCAL
-from nerfmatch_ros.ros.ros_logging import Complaints
-from nerfmatch_ros.ros.statistics import DropCounter
 import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -32,28 +31,30 @@ class ImageInput:
     """
 
     def __init__(
-        self, node, parameters: Any, drops: DropCounter, mismatches: MismatchReporter, *,
-        gate: FrameGate, on_frame: Callable[[Any], None],
+        self, node, parameters: Any, mismatches: MismatchReporter, *,
+        gate: FrameGate, on_frame: Callable[[Any], None], drop: Callable[[str, str], None],
         on_restart: Callable[[], None] = lambda: None,
-        on_camera: Callable[[], None] = lambda: None,
+        on_camera: Callable[[], None] = lambda: None, zero_is_now: bool = False,
     ):
         """
         Listen from now on.
 
         parameters: with image_transport, image_qos, rectified, camera_names; gate: sifts by stamp;
-        on_frame: gets each message that passes; on_restart: the stamps began anew; on_camera: a
-        camera became known.
+        on_frame: gets each message that passes; drop: gets the kind and the text of what does
+        not; on_restart: the stamps began anew; on_camera: a camera became known; zero_is_now: a
+        stamp of 0 stands for the time of arrival.
         """
         self._node = node
-        self._drops = drops
-        self._complaints = Complaints(node.get_logger())
-        self._gate = gate
+        self._drop = drop
+        self.gate = gate
         self._on_frame, self._on_restart, self._on_camera = on_frame, on_restart, on_camera
+        self._zero_is_now = zero_is_now
         self._compressed = parameters.image_transport == 'compressed'
         quality = SENSOR_BY_NAME[parameters.image_qos]
         prefixes = [f'{name}/' for name in parameters.camera_names] or ['']
         suffix = '/compressed' if self._compressed else ''
         self.received = 0
+        self.last_arrival = 0.0  # time.monotonic()
         self.newest_ns: int | None = None
         self.newest_frame_id = ''
         self.encoding = ''
@@ -116,13 +117,17 @@ class ImageInput:
     def _receive(self, message: Any):
         """Hand a message on, unless its header makes it useless."""
         self.received += 1
+        self.last_arrival = time.monotonic()
+        now = self._node.get_clock().now()
+        if self._zero_is_now and stamp_ns(message.header) == 0:
+            message.header.stamp = now.to_msg()
         stamp = stamp_ns(message.header)
-        drop = self._gate.check(
-            stamp, self._node.get_clock().now().nanoseconds, fingerprint(message.data))
-        if self._gate.restarted:
+        drop = self.gate.check(
+            stamp, now.nanoseconds, fingerprint(message.data), message.header.frame_id)
+        if self.gate.restarted:
             self._on_restart()
         if drop is not None:
-            self.drop(drop.kind, drop.text)
+            self._drop(drop.kind, drop.text)
             return
         self.newest_ns, self.newest_frame_id = stamp, message.header.frame_id
         self.encoding = message.format if self._compressed else message.encoding
@@ -133,8 +138,3 @@ class ImageInput:
         if complaint:
             self._node.get_logger().error(complaint)
         self._on_camera()
-
-    def drop(self, kind: str, text: str):
-        """Count a frame that is not used; say why now and then."""
-        self._drops.add(kind)
-        self._complaints.warning(kind, f'image dropped ({kind}): {text}')

@@ -1,283 +1,505 @@
 """
-The localizer node: for every image the pose of its camera in the map.
+The localizer node: for every image the pose of the robot in the map.
 
     python -m nerfmatch_ros.ros.localizer_node --ros-args -p map_path:=FOLDER
 
-Subscribes `image` and `camera_info`; publishes `pose`, `pose_with_covariance` and /tf, each with
-the stamp of the image. The executor only stores the newest image, one worker thread localizes it.
+Subscribes images, camera_info, initialpose and refined poses; publishes the pose of the newest
+image and the transform that hangs the robot into the map. The executor only stores and sifts, one
+thread localizes, another one broadcasts.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 import sys
 import threading
 import time
-import traceback
+from typing import Any
 
-from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from geometry_msgs.msg import PoseWithCovarianceStamped
 from nerfmatch_ros.config import choose_device
-from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import DataError, NerfmatchError
-from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.ros import camera_messages, conversions
-from nerfmatch_ros.ros.image_messages import image_to_rgb
-from nerfmatch_ros.ros.newest_image import NewestImage
-from nerfmatch_ros.ros.parameters import declare_parameters
-from nerfmatch_ros.ros.ros_logging import forward_core_logs, stop_forwarding
-from nerfmatch_ros.ros.run_node import run_node
+from nerfmatch_ros.errors import MapError, NerfmatchError
+from nerfmatch_ros.localization.frame_pipeline import (
+    FramePipeline,
+    FrameResult,
+    PipelineOptions,
+    TrackedFrames,
+)
+from nerfmatch_ros.localization.pose_history import HistoryOptions
+from nerfmatch_ros.localization.pose_slew import SlewLimits
+from nerfmatch_ros.localization.pose_tracker import PoseTracker, TrackerOptions
+from nerfmatch_ros.ros.backend import load_localizer, with_parameters
+from nerfmatch_ros.ros.conversions import read_pose_with_covariance, stamp_ns
+from nerfmatch_ros.ros.foreign_watch import ForeignWatch
+from nerfmatch_ros.ros.frame_gate import FrameGate, FrameGateOptions
+from nerfmatch_ros.ros.frame_worker import FrameWorker
+from nerfmatch_ros.ros.health import Health
+from nerfmatch_ros.ros.image_input import ImageInput
+from nerfmatch_ros.ros.localizer_services import LocalizerServices
+from nerfmatch_ros.ros.managed_node import ManagedNode
+from nerfmatch_ros.ros.parameter_set import ParameterSet
+from nerfmatch_ros.ros.parameters import LocalizerParameters
+from nerfmatch_ros.ros.pose_output import PoseOutput
+from nerfmatch_ros.ros.quality import EVERY, MismatchReporter, NEWEST
+from nerfmatch_ros.ros.ros_logging import Complaints, forward_core_logs, stop_forwarding
+from nerfmatch_ros.ros.run_node import run_nodes
+from nerfmatch_ros.ros.start_pose import StartPose
+from nerfmatch_ros.ros.statistics import DropCounter, Percentiles
+from nerfmatch_ros.ros.transform_broadcaster import MapToOdomBroadcaster
+from nerfmatch_ros.ros.transform_buffer import TransformError
+from nerfmatch_ros.ros.transform_listener import TransformListener
 from nerfmatch_ros.ros.transforms import TransformPublisher
 import numpy as np
-from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image
 
 NODE_NAME = 'nerfmatch_localizer'
-# Asks for the least, so that drivers of every quality of service are heard.
-SENSOR_QUALITY = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.BEST_EFFORT, durability=DurabilityPolicy.VOLATILE)
-# Offers the most, so that every subscriber is served and a late one gets the last pose.
-POSE_QUALITY = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-LATCHED_QUALITY = POSE_QUALITY  # the same wishes, of a camera_info that is published once
-RESTART_NS = 1_000_000_000  # stamps that go back this far are a new run, such as a looping bag
-WATCH_SECONDS, REPORT_SECONDS = 1.0, 30.0
-THROTTLE = 5.0  # seconds between two equal complaints
-JOIN_SECONDS = 4.0  # ros2 launch loses patience after 5
 
 
-def load_localizer(map_folder: Path, *, device: str, threads: int | None):
-    """Give the localizer of a map."""
-    # Imported late: a wrong parameter is reported before this takes its seconds.
-    from nerfmatch_ros.localization.localizer import Localizer
-    return Localizer.load(map_folder, device=device, threads=threads)
+class LocalizerNode(ManagedNode):
+    """Wires input, worker, pipeline and outputs together, transition by transition."""
 
-
-def warm_up(localizer) -> float:
-    """Localize a picture of noise, so that the first real one is not slow; give the seconds."""
-    scene_map = localizer.scene_map
-    camera = scene_map.cameras[0]
-    noise = np.random.default_rng(0).integers(
-        0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
-    start = time.perf_counter()
-    # With a prior the field is rendered too; without success the whole map is searched as well.
-    localizer.localize(
-        PosedImage('warm-up', camera, pixels=noise), prior=scene_map.reference_poses[0])
-    return time.perf_counter() - start
-
-
-class LocalizerNode(Node):
-    """Reads parameters, loads the map, publishes, subscribes, localizes."""
-
-    def __init__(self, load: Callable[..., object] = load_localizer, **options):
-        """Load the map and start; load: stands in for `load_localizer`."""
+    def __init__(self, load: Callable[..., Any] = load_localizer, **options):
+        """Declare the parameters and nothing else; load: stands in for `load_localizer`."""
         super().__init__(NODE_NAME, **options)
-        parameters = declare_parameters(self)
-        self._global_frame, self._camera_frame = (
-            parameters.global_frame_id, parameters.camera_frame_id)
+        self.parameters = ParameterSet(self, LocalizerParameters)
+        self.parameters.on_change(self._on_parameters)
+        self.complaints = Complaints(self.get_logger())
+        self.drops = DropCounter()
+        self.lock = threading.RLock()  # of tracker and pipeline
+        self.pipeline: FramePipeline | None = None
+        self.worker: FrameWorker | None = None
+        self.input: ImageInput | None = None
+        self.listener: TransformListener | None = None
+        self.broadcaster: MapToOdomBroadcaster | None = None
+        self.health: Health | None = None
+        self.latencies = {step: Percentiles() for step in (
+            'age', 'decode', 'transforms', 'localize', 'fuse', 'total')}
+        self.paused = False
+        self.map_path = ''
+        self.foreign: ForeignWatch | None = None
+        self.last_drop = '', ''  # kind and text, until a frame is worked on again
+        self.last_processed = time.monotonic()
+        self.last_result: FrameResult | None = None
+        self.last_accepted = time.monotonic()
+        self.attempted = threading.Condition()
+        self.attempts = 0  # frames that were worked on
+        self._load = load
+        self._log_handler = None
+        self._output: PoseOutput | None = None
+        self._offered_services: LocalizerServices | None = None
+        self.start_pose: StartPose | None = None
+        self._subscriptions_of_poses: list[Any] = []
+        self._pending_initial_pose: PoseWithCovarianceStamped | None = None
+        self._sender: TransformPublisher | None = None
+        # Before activation too, so that a pose that is given early is not lost.
+        self._initial_poses = self.create_subscription(
+            PoseWithCovarianceStamped, 'initialpose', self.take_initial_pose, NEWEST)
+        self.mismatches = MismatchReporter(self, self._on_mismatch)
+        self.incompatible: list[str] = []
+        if self.parameters.values.autostart:
+            self.start_automatically()
+
+    # Transitions
+
+    def start_up(self):
+        """Check the parameters, load the map, make publishers and services."""
+        parameters = self.parameters.checked()
         self._log_handler = forward_core_logs(self.get_logger())
         device = choose_device(parameters.device)
-        self._localizer = load(
-            Path(parameters.map_path), device=device, threads=parameters.threads or None)
-        warm_up_seconds = warm_up(self._localizer)
-
-        self._cameras: dict[str, Camera] = {}  # by frame of the image
-        self._info_keys: dict[str, tuple] = {}  # of the last camera_info, also of a bad one
-        self._newest_ns: int | None = None  # stamp of the newest image received
-        self._run = 0  # counts restarts of the stamps
-        self._previous: tuple[int, np.ndarray] | None = None  # run and pose, of the worker
-        self.processed = self.dropped = self.failed = 0
-        self._reported = (0, 0, 0)
-
-        self._poses = self.create_publisher(PoseStamped, 'pose', POSE_QUALITY)
-        self._covariances = self.create_publisher(
-            PoseWithCovarianceStamped, 'pose_with_covariance', POSE_QUALITY)
-        self._transforms = (
-            TransformPublisher(self, self._global_frame) if parameters.tf_broadcast else None)
-
-        self._slot = NewestImage(lambda message: message.header.frame_id in self._cameras)
-        self._worker = threading.Thread(target=self._work, name='localizer', daemon=True)
-        self._images = self.create_subscription(
-            Image, 'image', self._on_image, SENSOR_QUALITY)
-        self._infos = self.create_subscription(
-            CameraInfo, 'camera_info', self._on_camera_info, SENSOR_QUALITY)
-        self._latched_infos = None  # made once somebody offers one
-        # Steady clocks: these must run while simulated time stands still.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(WATCH_SECONDS, self._watch, clock=steady)
-        self.create_timer(REPORT_SECONDS, self._report, clock=steady)
-        self._started = time.monotonic()
-        self._worker.start()
-        outputs = self._poses.topic_name + (
-            f' and {self._transforms.topic}' if self._transforms else '')
+        if parameters.device == 'auto' and device == 'cpu':
+            self.get_logger().warning('device auto: no GPU is found, computing on the CPU')
+        backend, seconds = self._load_backend(parameters)
+        self.map_path = parameters.map_path
+        frames = TrackedFrames.for_mode(
+            parameters.tf_mode, parameters.pose_frame, parameters.base_frame_id,
+            parameters.odom_frame_id)
+        self.pipeline = FramePipeline(
+            backend, PoseTracker(tracker_options(parameters)), frames, self._lookup,
+            lock=self.lock, options=pipeline_options(parameters))
+        self._output = PoseOutput(self, parameters.global_frame_id, self.mismatches)
+        self.start_pose = StartPose(self)
+        if frames.base is not None or frames.odom is not None:
+            self.foreign = ForeignWatch()
+            self.listener = TransformListener(
+                self, duration=parameters.tf_buffer_duration, on_transform=self.foreign.heard)
+        self.health = Health(self, device)
+        self._offered_services = LocalizerServices(self)
         self.get_logger().info(
-            f'map {parameters.map_path}, device {device}, warm-up {warm_up_seconds:.2f} s; '
-            f'images from {self._images.topic_name}, cameras from {self._infos.topic_name}; '
-            f'poses in frame {self._global_frame} to {outputs}')
+            f'map {parameters.map_path}, device {device}, loaded and warm in {seconds:.2f} s; '
+            f'poses of {"the camera" if frames.pose_of_camera else parameters.base_frame_id} in '
+            f'{parameters.global_frame_id} on {self._output.topic}, tf_mode {parameters.tf_mode}')
+
+    def begin(self):
+        """Listen to images and start the threads."""
+        parameters = self.parameters.checked()
+        self.reset('activated')
+        self.paused = False
+        self.drops = DropCounter()
+        self.last_drop = '', ''
+        self.last_accepted = self.last_processed = time.monotonic()
+        if parameters.tf_mode == 'map_to_odom':
+            self.broadcaster = MapToOdomBroadcaster(
+                self, self.listener, parent=parameters.global_frame_id,
+                child=parameters.odom_frame_id, base=parameters.base_frame_id,
+                rate=parameters.tf_publish_rate, now_ns=self.now_ns,
+                limits=slew_limits(parameters), tolerance=parameters.transform_tolerance,
+                stale_timeout=parameters.tf_stale_timeout, on_jump=self._on_jump,
+                watch=self.foreign)
+            self.broadcaster.enabled = parameters.tf_broadcast
+        elif parameters.tf_mode != 'none':
+            self._sender = TransformPublisher(self, watch=self.foreign)
+        self.worker = FrameWorker(
+            self._work, self.get_logger(), drop=self._drop, is_ready=self._is_ready,
+            give_up=self._give_up, save_memory=self._save_memory)
+        self.input = ImageInput(
+            self, parameters, self.mismatches, gate=FrameGate(gate_options(parameters)),
+            drop=self._drop, on_frame=self._on_frame, on_restart=self._on_restart,
+            on_camera=self._on_camera, zero_is_now=parameters.stamp_zero_as_now)
+        self._subscriptions_of_poses = [self.create_subscription(
+            PoseWithCovarianceStamped, 'refined_pose', self._on_refined_pose, EVERY)]
+        self.start_pose.apply(parameters)
+        if self._pending_initial_pose is not None:
+            message, self._pending_initial_pose = self._pending_initial_pose, None
+            self.take_initial_pose(message)
+        self.health.begin()
+        self.get_logger().info(
+            f'images from {", ".join(self.input.image_topics)}, cameras from '
+            f'{", ".join(self.input.info_topics)}')
+
+    def halt(self):
+        """Stop listening; a frame that is being worked on is finished and dropped."""
+        if self.worker is None:
+            return
+        self.reset('deactivated', keep_pose=True)
+        if self.input is not None:
+            self.input.close()
+            self.input = None
+        for subscription in self._subscriptions_of_poses:
+            self.destroy_subscription(subscription)
+        self._subscriptions_of_poses = []
+        if self.listener is not None:
+            self.listener.interrupt()
+        self.stopped = self.worker.stop()
+        self.worker = None
+        if self.broadcaster is not None:
+            self.broadcaster.close()
+            self.broadcaster = None
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+        self.health.end()
+        self.start_pose.save()
+
+    def release(self):
+        """Take down what `start_up` made, in reverse order; the model's memory is given back."""
+        for name in ('_offered_services', 'health', 'listener', '_output'):
+            part = getattr(self, name)
+            setattr(self, name, None)
+            if part is not None:
+                part.close()
+        if self.pipeline is not None:
+            self.pipeline = None
+            free_memory()
+        self.start_pose = None
+        if self._log_handler is not None:
+            stop_forwarding(self._log_handler)
+            self._log_handler = None
 
     def close(self) -> bool:
-        """Stop the worker and let go of ROS; False if an inference would not end in time."""
-        worker = getattr(self, '_worker', None)
-        stopped = True
-        if worker is not None and worker.is_alive():
-            self._slot.close()
-            worker.join(JOIN_SECONDS)
-            stopped = not worker.is_alive()
-            self._report()
-        if hasattr(self, '_log_handler'):
-            stop_forwarding(self._log_handler)
-        self.destroy_node()
-        return stopped
+        """End the node; False if an inference would not end in time."""
+        self.stopped = True
+        super().close()
+        return self.stopped
 
-    def _on_camera_info(self, message: CameraInfo):
-        """Keep the camera of a frame, unless nothing changed."""
-        frame, key = message.header.frame_id, camera_messages.info_key(message)
-        if self._info_keys.get(frame) == key:
+    # What comes in; all of it on the executor's thread
+
+    def _on_frame(self, message: Any):
+        """Keep the newest image for the worker."""
+        if self.paused:
+            self.drops.add('paused')
             return
-        self._info_keys[frame] = key
-        known = self._cameras.get(frame)
+        replaced = self.worker.slot.put(message)
+        if replaced is not None:
+            # An image that could not be worked on was waiting for its camera.
+            self.drops.add('busy' if self._is_ready(replaced) else 'no_camera_info')
+
+    def _on_camera(self):
+        self.worker.slot.look_again()
+
+    def _is_ready(self, message: Any) -> bool:
+        source = self.input
+        return source is None or message.header.frame_id.lstrip('/') in source.cameras.frames
+
+    def _on_restart(self):
+        """Stamps went back by a second or more: a bag began anew, or a clock was set."""
+        self.restart_epoch('stamps went back', clear_transforms=True)
+
+    def take_initial_pose(self, message: PoseWithCovarianceStamped):
+        """Take the pose as a place to look first; before activation it is kept."""
+        if self.worker is None:
+            self._pending_initial_pose = message
+            return
         try:
-            self._cameras[frame] = camera_messages.camera_from_info(message)
-        except DataError as error:
-            keep = known is not None and (
-                (known.width, known.height) == (message.width, message.height))
-            if not keep:
-                self._cameras.pop(frame, None)
-            self.get_logger().error(
-                f"camera_info of frame '{frame}' cannot be used: {error}; "
-                + ('the last good one is kept' if keep else 'its images wait for a good one'))
-            return
-        self._slot.look_again()
+            self.start_pose.take(message)
+        except NerfmatchError as error:
+            self.get_logger().warning(f'initialpose is refused: {error}')
 
-    def _on_image(self, message: Image):
-        """Store the image for the worker, unless its stamp makes it useless."""
-        stamp = conversions.stamp_ns(message.header)
-        if stamp == 0:
-            self.dropped += 1
-            self.get_logger().warning(
-                'image without a stamp is dropped: a pose needs the time it is of; '
-                'have the driver set header.stamp', throttle_duration_sec=THROTTLE)
-            return
-        if self._newest_ns is not None:
-            behind = self._newest_ns - stamp
-            if behind >= RESTART_NS:
-                self._run += 1
-                self.get_logger().info(f'stamps went back by {behind / 1e9:.1f} s: a new run')
-            elif behind >= 0:
-                self.dropped += 1
-                self.get_logger().warning(
-                    'image is dropped: ' + (f'it is {behind / 1e6:.1f} ms older than the one '
-                                            'before' if behind else 'its stamp came before'),
-                    throttle_duration_sec=THROTTLE)
-                return
-        self._newest_ns = stamp
-        self._slot.put(message)
-
-    def _work(self):
-        """Localize images until the node stops; an error concerns one image only."""
-        while (message := self._slot.take()) is not None:
-            stamp = message.header.stamp
-            name = f'{stamp.sec}.{stamp.nanosec:09d}'
-            # Each kind of trouble has a line of its own, so that none throttles another.
-            try:
-                reason = self._localize(message, name)
-            except NerfmatchError as error:
-                self.failed += 1
-                self.get_logger().warning(f'image {name} cannot be used: {error}',
-                                          throttle_duration_sec=THROTTLE)
-            except Exception:  # noqa: BLE001 - whatever it is, the next image may do
-                self.failed += 1
-                self.get_logger().error(f'image {name} failed:\n{traceback.format_exc()}',
-                                        throttle_duration_sec=THROTTLE)
+    def _on_refined_pose(self, message: PoseWithCovarianceStamped):
+        """Let a refined pose replace the fix of its image; the history replays from there."""
+        try:
+            pose, covariance, stamp, frame = read_pose_with_covariance(message)
+            if frame != self.parameters.values.global_frame_id:
+                verdict = 'refined_wrong_frame'
             else:
-                self.processed += not reason
-                self.failed += bool(reason)
-                if reason:
-                    self.get_logger().warning(f'no pose for image {name}: {reason}',
-                                              throttle_duration_sec=THROTTLE)
+                verdict = self.pipeline.add_refined(stamp, pose, covariance)
+        except NerfmatchError as error:
+            self.complaints.warning('refined_invalid', f'refined pose is refused: {error}')
+            verdict = 'refined_invalid'
+        self.health.note_refined(verdict, stamp_ns(message.header))
+        if verdict == 'accepted':
+            self._update_broadcast()
 
-    def _localize(self, message: Image, name: str) -> str:
-        """Publish the pose of an image; give the reason where there is none, else ''."""
-        run, header = self._run, message.header
-        pixels = image_to_rgb(message)
-        camera = self._cameras.get(header.frame_id)
-        if camera is None:  # a bad camera_info came in this very moment
-            return 'its camera_info became unusable'
-        camera = camera_messages.fit_to_image(camera, message.width, message.height)
-        prior = None
-        if self.get_parameter('use_prior').value and self._previous is not None:
-            prior = self._previous[1] if self._previous[0] == run else None
-        self._previous = None
-        estimate = self._localizer.localize(
-            PosedImage(name, camera, pixels=pixels, stamp=conversions.stamp_ns(header) * 1e-9),
-            prior=prior)
-        pose = estimate.map_from_camera
-        if pose is None:
-            return estimate.reason or 'the localizer gives no reason'
-        message = conversions.pose_stamped(pose, header.stamp, self._global_frame)
-        if self._slot.closed:
-            return ''
-        self._previous = run, pose
-        child = self._camera_frame or header.frame_id
-        # The transform goes first: who receives the pose may look it up at once.
-        if self._transforms is not None and self._names_child(child):
-            self._transforms.publish(pose, header.stamp, child.lstrip('/'))
-        self._poses.publish(message)
-        if estimate.covariance is not None:
-            self._covariances.publish(conversions.pose_with_covariance(
-                pose, estimate.covariance, header.stamp, self._global_frame))
-        return ''
+    # The worker's thread
 
-    def _names_child(self, child: str) -> bool:
-        """Tell whether a frame can be the child of the map's; complain if not."""
-        if child.lstrip('/') not in ('', self._global_frame):
-            return True
-        self.get_logger().error(
-            f"no transform is sent: the image's frame_id is '{child}'; name the camera's frame "
-            'with camera_frame_id', throttle_duration_sec=THROTTLE)
-        return False
+    def _work(self, message: Any):
+        """Take one image from its bytes to what is published."""
+        source = self.input
+        if source is None:
+            return
+        started = time.perf_counter()
+        stamp = stamp_ns(message.header)
+        self.latencies['age'].add((self.now_ns() - stamp) * 1e-9)
+        try:
+            image = source.decode(message)
+        except NerfmatchError:
+            with self.lock:
+                self.pipeline.tracker.add_failure(stamp)
+            self._publish_status()
+            raise
+        self.latencies['decode'].add(time.perf_counter() - started)
+        frame = self.camera_frame(message.header.frame_id)
+        try:
+            result = self.pipeline.process(image, stamp, frame)
+        except TransformError as error:
+            self.health.note_transform_failure(error)
+            self._publish_status()
+            raise
+        self.last_drop = '', ''
+        self.last_processed = time.monotonic()
+        self.health.note_processed()
+        for step, seconds in result.seconds.items():
+            self.latencies[step].add(seconds)
+        self._publish(result, image, message)
+        self.latencies['total'].add(time.perf_counter() - started)
+        with self.attempted:
+            self.attempts += 1
+            self.attempted.notify_all()
 
-    def _subscribe_latched_infos(self):
-        """Ask for the camera_info that was published once, perhaps before this node came up.
+    def _publish(self, result: FrameResult, image: Any, message: Any):
+        parameters, stamp = self.parameters.values, message.header.stamp
+        with self.lock:
+            # Under the lock: no result of an epoch is published once the next has begun.
+            if result.verdict == 'superseded' or self.pipeline.tracker.epoch != result.epoch:
+                self.drops.add('superseded')
+                return
+            self.last_result = result
+            if result.raw is not None:
+                self._output.send_raw(*self.pipeline.raw_pose(result), stamp,
+                                      parameters.covariance_diagonal_only)
+            if result.pose is not None:
+                self.last_accepted = time.monotonic()
+                # The transform goes first: who receives the pose may look it up at once.
+                self._send_transform(result, message.header)
+                self._output.send(*self.pipeline.published_pose(result), stamp,
+                                  parameters.covariance_diagonal_only)
+        if result.odometry_jumped:
+            self.get_logger().warning('odometry jumped: a new epoch begins')
+        if result.jump is not None:
+            self.health.note_jump(*result.jump, 'relocalized')
+        if result.pose is None and result.verdict != 'pending':
+            self.complaints.warning(
+                result.verdict, f'no pose for image {image.name}: {result.reason}')
+        self._publish_status()
+        self._output.send_debug(self.pipeline.backend, image, result.estimate, message.header)
 
-        Only where it is offered: an ordinary driver would warn of a subscriber it cannot serve.
-        """
-        if self._latched_infos is None and any(
-                info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
-                for info in self.get_publishers_info_by_topic(self._infos.topic_name)):
-            self._latched_infos = self.create_subscription(
-                CameraInfo, 'camera_info', self._on_camera_info, LATCHED_QUALITY)
+    def _send_transform(self, result: FrameResult, header: Any):
+        parameters = self.parameters.values
+        if self.broadcaster is not None:
+            self._update_broadcast(result.odom_from_base)
+        elif self._sender is not None and parameters.tf_broadcast:
+            child = parameters.base_frame_id
+            if parameters.tf_mode == 'map_to_camera':
+                child = self.camera_frame(header.frame_id)
+            if child in ('', parameters.global_frame_id):
+                self.complaints.error(
+                    'child', f"no transform is sent: the image's frame_id is '{child}'; name the "
+                    "camera's frame with camera_frame_id")
+                return
+            self._sender.send(parameters.global_frame_id, child, result.pose.map_from_base,
+                              header.stamp)
 
-    def _watch(self):
-        """Look for a latched camera_info; say what is missing while nothing can be done."""
-        self._subscribe_latched_infos()
-        if time.monotonic() - self._started < THROTTLE:
-            return  # others may be starting too
-        waiting = self._slot.waiting()
-        if self._newest_ns is None:
-            topic = self._images.topic_name
-            self.get_logger().warning(
-                f'no image yet on {topic} ({self.count_publishers(topic)} publishers)',
-                throttle_duration_sec=THROTTLE)
-        elif waiting is not None and waiting.header.frame_id not in self._cameras:
-            topic = self._infos.topic_name
-            self.get_logger().warning(
-                f"images of frame '{waiting.header.frame_id}' wait for a usable camera_info on "
-                f'{topic} ({self.count_publishers(topic)} publishers; frames heard: '
-                f'{sorted(self._info_keys) or "none"})', throttle_duration_sec=THROTTLE)
+    def _update_broadcast(self, odom_from_base: np.ndarray | None = None):
+        """Give the broadcaster the newest map_from_odom; it moves there smoothly."""
+        with self.lock:
+            broadcaster, goal = self.broadcaster, self.pipeline.tracker.map_from_odom
+            if broadcaster is None or goal is None:
+                return
+            if odom_from_base is None:
+                odom_from_base = self.last_result.odom_from_base if self.last_result else None
+            broadcaster.set_goal(goal, odom_from_base)
 
-    def _report(self):
-        """Log the counts if they changed."""
-        counts = (self.processed, self.dropped + self._slot.replaced, self.failed)
-        if counts != self._reported:
-            self._reported = counts
-            self.get_logger().info(
-                f'{counts[0]} images processed, {counts[1]} dropped, {counts[2]} without a pose')
+    def _lookup(self, target: str, source: str, stamp: int) -> np.ndarray:
+        return self.listener.lookup(
+            target, source, stamp, wait=self.parameters.values.wait_for_transform)
+
+    def _drop(self, kind: str, text: str):
+        """Count a frame that could not be used, whoever found out."""
+        self.drops.add(kind)
+        self.last_drop = kind, text
+        self.complaints.warning(kind, f'image dropped ({kind}): {text}')
+
+    def _give_up(self, reason: str, process_ends: bool):
+        """Stop as something is wrong that the next frame will not mend."""
+        self.get_logger().error(reason)
+        if process_ends:
+            self.fatal = reason
+        else:
+            self.health.deactivate_soon()
+
+    def _save_memory(self):
+        backend = self.pipeline.backend
+        if hasattr(backend, 'save_memory'):
+            backend.save_memory()
+
+    def _publish_status(self):
+        if self.health is not None:
+            self.health.publish_status()
+
+    # For services, health and start pose
+
+    def now_ns(self) -> int:
+        """Give the time of the node's clock, which may be simulated."""
+        return self.get_clock().now().nanoseconds
+
+    def uses_simulated_time(self) -> bool:
+        """Tell whether the node's time comes from /clock."""
+        return self.get_parameter('use_sim_time').value
+
+    def camera_frame(self, image_frame: str) -> str:
+        """Give the frame of the camera that an image came from."""
+        return self.parameters.values.camera_frame_id or image_frame.lstrip('/')
+
+    def reset(self, reason: str, *, keep_pose: bool = False):
+        """Begin a new epoch: what is being computed for the old one is dropped."""
+        with self.lock:
+            if self.pipeline is None:
+                return
+            if keep_pose and self.start_pose is not None:
+                self.start_pose.remember()
+            self.pipeline.tracker.reset(reason)
+
+    def restart_epoch(self, reason: str, *, clear_transforms: bool):
+        """Begin a new epoch after time itself was disturbed."""
+        self.get_logger().info(f'{reason}: a new epoch begins')
+        self.reset(reason)
+        if self.broadcaster is not None:
+            self.broadcaster.clear_goal()
+        if clear_transforms and self.listener is not None:
+            self.listener.clear()
+
+    def swap_map(self, folder: str) -> str:
+        """Load another map and use it; the old one stays if that fails. Gives its sha256."""
+        parameters = replace(self.parameters.values, map_path=folder)
+        backend, seconds = self._load_backend(parameters)
+        with self.lock:
+            if self.pipeline is None:
+                raise MapError('the node was cleaned up while the map was loaded')
+            self.pipeline.backend = backend
+            self.pipeline.tracker.reset('another map')
+            self.map_path = folder
+        if self.broadcaster is not None:
+            self.broadcaster.clear_goal()
+        self.get_logger().info(f'map {folder} in use, loaded in {seconds:.2f} s')
+        return backend.map_sha256
+
+    def _load_backend(self, parameters: LocalizerParameters) -> tuple[Any, float]:
+        started = time.perf_counter()
+        backend = self._load(
+            Path(parameters.map_path).expanduser(), device=choose_device(parameters.device),
+            threads=parameters.threads or None, sha256=parameters.map_sha256,
+            warm=parameters.warmup, memory_fraction=parameters.max_gpu_memory_fraction)
+        return with_parameters(backend, parameters), time.perf_counter() - started
+
+    def _on_parameters(self, parameters: LocalizerParameters):
+        """Apply what may be changed while the node runs."""
+        with self.lock:
+            if self.pipeline is None:
+                return
+            self.pipeline.tracker.options = tracker_options(parameters)
+            self.pipeline.options = pipeline_options(parameters)
+            with_parameters(self.pipeline.backend, parameters)
+        if self.input is not None:
+            self.input.gate.options = gate_options(parameters)
+        if self.broadcaster is not None:
+            self.broadcaster.limits = slew_limits(parameters)
+            self.broadcaster.tolerance = parameters.transform_tolerance
+            self.broadcaster.stale_timeout = parameters.tf_stale_timeout
+            self.broadcaster.enabled = parameters.tf_broadcast
+
+    def _on_mismatch(self, line: str):
+        self.get_logger().error(line)
+        self.incompatible.append(line)
+
+    def _on_jump(self, metres: float, radians: float):
+        if self.health is not None:
+            self.health.note_jump(metres, radians, 'snapped')
 
 
-def main(args: list[str] | None = None, load: Callable[..., object] = load_localizer) -> int:
+def tracker_options(parameters: LocalizerParameters) -> TrackerOptions:
+    """Give the options of the pose stream."""
+    return TrackerOptions(
+        history=HistoryOptions(
+            horizon=parameters.correction_horizon, odom_noise_trans=parameters.odom_noise_trans,
+            odom_noise_rot=parameters.odom_noise_rot, gate_chi2=parameters.gate_chi2,
+            max_speed=parameters.max_speed, max_turn_rate=parameters.max_turn_rate),
+        init_consistent_fixes=parameters.init_consistent_fixes,
+        relocalize_after_rejects=parameters.relocalize_after_rejects,
+        lost_after_failures=parameters.lost_after_failures,
+        lost_timeout=parameters.lost_timeout)
+
+
+def pipeline_options(parameters: LocalizerParameters) -> PipelineOptions:
+    """Give the options of one frame."""
+    return PipelineOptions(
+        search_globally=parameters.mode == 'global',
+        covariance_scale=parameters.covariance_scale, two_d=parameters.two_d_mode)
+
+
+def gate_options(parameters: LocalizerParameters) -> FrameGateOptions:
+    """Give the options of the sifting by stamps."""
+    return FrameGateOptions(
+        max_image_age=parameters.max_image_age, max_update_rate=parameters.max_update_rate)
+
+
+def slew_limits(parameters: LocalizerParameters) -> SlewLimits:
+    """Give how fast the broadcast transform may follow a correction."""
+    return SlewLimits(
+        linear=parameters.slew_linear, angular=parameters.slew_angular,
+        snap_distance=parameters.snap_distance, snap_angle=parameters.snap_angle)
+
+
+def free_memory():
+    """Give back what the model took on the GPU."""
+    import gc
+
+    import torch
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def main(args: list[str] | None = None, load: Callable[..., Any] = load_localizer) -> int:
     """Run the node until it is told to stop; give the exit code."""
-    return run_node(lambda: LocalizerNode(load), NODE_NAME, args)
+    return run_nodes([lambda: LocalizerNode(load)], NODE_NAME, args)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A slot for one image: the newest one waits, those that it replaces are counted."""
+"""A slot for one image: the newest one waits."""
 
 from collections.abc import Callable
 import threading
@@ -18,16 +18,15 @@ class NewestImage:
         self._changed = threading.Condition()
         self._message: Any = None
         self.closed = False
-        self.replaced = 0  # messages that a newer one took the place of
 
-    def put(self, message: Any):
-        """Store a message, in place of one that still waits."""
+    def put(self, message: Any) -> Any:
+        """Store a message; give the one that it takes the place of, or None."""
         with self._changed:
             if self.closed:
-                return
-            self.replaced += self._message is not None
-            self._message = message
+                return None
+            replaced, self._message = self._message, message
             self._changed.notify()
+            return replaced
 
     def look_again(self):
         """Say that the waiting message may have become ready."""
@@ -46,6 +45,11 @@ class NewestImage:
                 self._message is not None and self._is_ready(self._message)))
             message, self._message = self._message, None
             return None if self.closed else message
+
+    def clear(self):
+        """Drop the message that waits."""
+        with self._changed:
+            self._message = None
 
     def close(self):
         """End the waiting of the worker; what is in the slot is dropped."""

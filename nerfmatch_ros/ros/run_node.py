@@ -1,54 +1,67 @@
-"""Runs a node as a process: signals, clean end, exit code."""
+"""Runs nodes as a process: signals, clean end, exit code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import os
 import signal
 import sys
+import time
 
 from nerfmatch_ros.errors import NerfmatchError
+from nerfmatch_ros.ros.managed_node import ManagedNode
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+SAME_SIGNAL = 1.0  # seconds; a terminal and ros2 launch both pass one Ctrl-C on
+
 
 class StopRequest:
-    """SIGINT and SIGTERM: break off the start, then end the running node, then nothing more."""
+    """SIGINT and SIGTERM: break off a start, end the running nodes; a later one ends at once."""
 
-    def __init__(self):
+    def __init__(self, is_starting: Callable[[], bool]):
         """Take over both signals, for the main thread."""
         self.requested = False
-        self.starting = True
+        self._is_starting = is_starting
+        self._first = 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
-    def _on_signal(self, *_):
-        # A terminal and ros2 launch may both signal; a second one must not break the clean-up.
+    def _on_signal(self, number, _):
         if self.requested:
+            if time.monotonic() - self._first > SAME_SIGNAL:
+                os._exit(128 + number)
             return
         self.requested = True
-        if self.starting:
+        self._first = time.monotonic()
+        if self._is_starting():
             raise KeyboardInterrupt
 
 
-def run_node(make_node: Callable[[], object], name: str, args: list[str] | None = None) -> int:
+def run_nodes(
+    makers: Sequence[Callable[[], ManagedNode]], name: str, args: list[str] | None = None,
+) -> int:
     """
-    Run a node until SIGINT or SIGTERM; give the exit code, 1 where it cannot start.
+    Run nodes in one process until SIGINT or SIGTERM; give the exit code.
 
-    make_node: gives the node; its `close()` ends it, False if a thread of it would not end.
+    makers: each gives a node; 1 is returned as soon as a node calls something `fatal`.
     """
     # The signals are handled here, as rclpy would close the context under a working thread.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    stop = StopRequest()
+    nodes: list[ManagedNode] = []
+    stop = StopRequest(lambda: len(nodes) < len(makers) or any(node.starting for node in nodes))
     logger = rclpy.logging.get_logger(name)
-    node, stopped, code = None, True, 0
+    stopped, code = True, 0
     try:
-        node = make_node()
-        stop.starting = False
         executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        while not stop.requested:
+        for make in makers:
+            nodes.append(make())
+            executor.add_node(nodes[-1])
+        while not stop.requested and not code:
             # A signal does not interrupt this wait: it is short instead.
             executor.spin_once(timeout_sec=0.2)
+            if fatal := [node.fatal for node in nodes if node.fatal]:
+                logger.fatal('; '.join(fatal))
+                code = 1
         executor.shutdown()
     except KeyboardInterrupt:
         logger.info('stopped while starting')
@@ -56,9 +69,9 @@ def run_node(make_node: Callable[[], object], name: str, args: list[str] | None 
         logger.fatal(f'{type(error).__name__}: {error}')
         code = 1
     finally:
-        stop.requested, stop.starting = True, False
-        if node is not None:
-            stopped = node.close()
+        stop.requested = True
+        for node in nodes:
+            stopped = node.close() and stopped
         rclpy.try_shutdown()
     if not stopped:
         print(f'{name}: a computation was left unfinished', file=sys.stderr, flush=True)

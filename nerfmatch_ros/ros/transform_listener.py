@@ -74,6 +74,7 @@ class TransformListener:
         self._changed = threading.Condition()  # guards the buffer
         self._waiting = 0
         self._closed = False
+        self._interrupts = 0
         # Without the process's arguments: a __node there would rename it. The remappings in them
         # are applied by resolving the topics as the owner does.
         self._node = Node(
@@ -113,16 +114,19 @@ class TransformListener:
         """
         Give target_from_source (4, 4) at a stamp, waiting up to `wait` seconds for it.
 
-        Raises a TransformError; at once where waiting cannot help, and when `close` is called.
+        Raises a TransformError; at once where waiting cannot help, and when `interrupt` or `close`
+        is called.
         """
         deadline = time.monotonic() + wait
         with self._changed:
+            interrupts = self._interrupts
             while True:
                 try:
                     return self._buffer.lookup(target, source, stamp_ns)
                 except TransformError as error:
                     left = deadline - time.monotonic()
-                    if error.kind == 'past' or left <= 0 or self._closed:
+                    if (error.kind == 'past' or left <= 0 or self._closed
+                            or interrupts != self._interrupts):
                         raise
                 self._waiting += 1
                 try:
@@ -142,6 +146,12 @@ class TransformListener:
         """Forget every transform but the static ones."""
         with self._changed:
             self._buffer.clear()
+
+    def interrupt(self):
+        """Break off the lookups that wait now."""
+        with self._changed:
+            self._interrupts += 1
+            self._changed.notify_all()
 
     def close(self):
         """Break off waiting lookups, end the thread and take the node down."""

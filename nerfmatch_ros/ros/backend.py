@@ -1,0 +1,64 @@
+"""The localizer that a node computes with: loaded, checked, warm, set up by parameters."""
+
+from dataclasses import replace
+from pathlib import Path
+import time
+from typing import Any
+
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.errors import MapError
+import numpy as np
+
+# parameter -> option of the localizer; 0 leaves what the map says
+_OVERRIDES = {
+    'retrieval_top_k': 'top_k', 'min_inliers': 'min_inliers',
+    'min_inlier_ratio': 'min_inlier_ratio', 'max_reproj_error': 'first_error',
+}
+
+
+def load_localizer(
+    map_folder: Path, *, device: str, threads: int | None, sha256: str = '', warm: bool = True,
+    memory_fraction: float = 1.0,
+) -> Any:
+    """
+    Give the localizer of a map, ready for the first image.
+
+    sha256: what the map must have, '' for any; memory_fraction: share of the GPU to be used.
+    """
+    # Imported late: a wrong parameter is reported before this takes its seconds.
+    from nerfmatch_ros.localization.localizer import Localizer
+    import torch
+    if device.startswith('cuda'):
+        torch.cuda.set_per_process_memory_fraction(memory_fraction, torch.device(device))
+    localizer = Localizer.load(map_folder, device=device, threads=threads)
+    if sha256 and localizer.map_sha256 != sha256:
+        raise MapError(f'{map_folder} has sha256 {localizer.map_sha256}, map_sha256 demands '
+                       f'{sha256}; give the folder of that map, or leave map_sha256 empty')
+    if warm:
+        warm_up(localizer)
+    return localizer
+
+
+def warm_up(localizer: Any) -> float:
+    """Localize a picture of noise, so that the first real one is not slow; give the seconds."""
+    scene_map = localizer.scene_map
+    camera = scene_map.cameras[0]
+    noise = np.random.default_rng(0).integers(
+        0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
+    start = time.perf_counter()
+    # With a prior the field is rendered too; without success the whole map is searched as well.
+    localizer.localize(
+        PosedImage('warm-up', camera, pixels=noise), prior=scene_map.reference_poses[0])
+    return time.perf_counter() - start
+
+
+def with_parameters(localizer: Any, parameters: Any) -> Any:
+    """Set the options that the parameters override; the map's own ones stay where they are 0."""
+    if not hasattr(localizer, 'own_config'):
+        return localizer  # a stand-in without options
+    changes = {option: getattr(parameters, name) for name, option in _OVERRIDES.items()
+               if getattr(parameters, name)}
+    if 'first_error' in changes:
+        changes['refined_error'] = changes['first_error']
+    localizer.config = replace(localizer.own_config, rounds=parameters.rounds, **changes)
+    return localizer
