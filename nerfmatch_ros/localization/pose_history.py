@@ -212,7 +212,11 @@ class PoseHistory:
         gain = solved[:, 1:].T
         rest = _IDENTITY - gain
         p = rest @ p @ rest.T + gain @ fix.covariance @ gain.T  # Joseph form
-        return _State(perturb(predicted, gain @ innovation), (p + p.T) / 2, True)
+        fused = perturb(predicted, gain @ innovation)
+        # Rounding of odometry would pile up over hours; one Newton step to the nearest rotation.
+        r = fused[:3, :3]
+        fused[:3, :3] = 1.5 * r - 0.5 * r @ (r.T @ r)
+        return _State(fused, (p + p.T) / 2, True)
 
     def _passes(self, delta: np.ndarray, s: np.ndarray) -> bool:
         limit = self.options.gate_chi2

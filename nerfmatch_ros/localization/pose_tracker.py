@@ -12,22 +12,21 @@ follows look like an outlier. Fixes that are gated win in the same way, by agree
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 import logging
 import math
 
-from nerfmatch_ros.errors import ConfigError, DataError
-from nerfmatch_ros.localization.body_pose import prior_covariance, usable_covariance
+from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.localization.body_pose import usable_covariance
 from nerfmatch_ros.localization.pose_history import (
     Fix,
     fixes_agree,
     HistoryOptions,
-    motion_between,
     PoseHistory,
-    propagate,
     Verdict,
 )
+from nerfmatch_ros.localization.pose_prior import PosePrior
 from nerfmatch_ros.localization.rigid_motion import distance, is_pose
 import numpy as np
 
@@ -35,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 # Metres and radians by which odometry may step at once; less is not told from its jitter.
 _ODOMETRY_SLACK = (0.1, 0.1)
-# Metres and radians; a prior with a larger standard deviation tells where to look, no more.
-_NARROW = (2.0, math.radians(45))
 _RESTART_NS = 10 ** 9  # stamps that fall back by more, in a new epoch, are of a new run
 
 
@@ -164,8 +161,10 @@ class PoseTracker:
         None when nothing is known, so that the whole map has to be searched.
         """
         if self.state is TrackerState.UNLOCALIZED:
-            prior = self._prior_at(stamp_ns, odom_from_base)
-            return None if prior is None else (prior.map_from_base, prior.covariance)
+            if self._prior is None:
+                return None
+            prior = self._prior.at(stamp_ns, odom_from_base, self.options.history)
+            return prior.map_from_base, prior.covariance
         if self.state is TrackerState.LOST:
             return None
         return self._history.predict(stamp_ns, odom_from_base)
@@ -174,20 +173,12 @@ class PoseTracker:
         """
         Begin a new epoch near a pose that somebody states; a fix has to confirm it.
 
-        covariance: (6, 6); variances of 0 count as unknown and get those of a pose given by hand
-        source: names whose pose it is in the error and in the log
+        covariance: (6, 6); variances of 0 count as unknown and become those of a pose given by
+        hand. source: whose pose it is, for the log and for the DataError of an unusable one
         """
-        if not is_pose(map_from_base):
-            raise DataError(f'{source}: the pose is no rigid motion (4, 4): '
-                            f'{np.asarray(map_from_base).tolist()}; give finite numbers and a '
-                            'rotation')
-        covariance = np.asarray(covariance)
-        completed = prior_covariance(covariance) if covariance.shape == (6, 6) else covariance
-        if not usable_covariance(completed):
-            raise DataError(f'{source}: the covariance is not (6, 6), symmetric and positive '
-                            f'definite: {covariance.tolist()}; give zeros where it is unknown')
+        prior = PosePrior(map_from_base, covariance, source=source)
         self.reset(f'pose from {source}')
-        self._prior = Fix(0, np.array(map_from_base, np.float64), completed)
+        self._prior = prior
 
     def observe_odometry(self, stamp_ns: int, odom_from_base: np.ndarray) -> bool:
         """
@@ -234,7 +225,7 @@ class PoseTracker:
         self.consecutive_failures = 0
         self._history.clear()
         self._pending: list[Fix] = []  # the newest fixes that wait; each agrees with all others
-        self._prior: Fix | None = None  # without odometry until a frame brings some
+        self._prior: PosePrior | None = None
         self._odometry: tuple[int, np.ndarray] | None = None
 
     def _search(self, fix: Fix) -> FixOutcome:
@@ -242,9 +233,7 @@ class PoseTracker:
         if any(fix.stamp_ns == other.stamp_ns for other in self._pending):
             return FixOutcome('stale')
         self._add_pending(fix)
-        prior = self._prior_at(fix.stamp_ns, fix.odom_from_base)
-        if (prior is not None and _is_narrow(prior.covariance)
-                and fixes_agree(prior, fix, self.options.history)):
+        if self._prior is not None and self._prior.confirms(fix, self.options.history):
             self._pending = [fix]
         elif len(self._pending) < self.options.init_consistent_fixes:
             return FixOutcome('pending')
@@ -340,20 +329,6 @@ class PoseTracker:
             agreeing.append(other)
         self._pending = agreeing[::-1]
 
-    def _prior_at(self, stamp_ns: int, odom_from_base: np.ndarray | None) -> Fix | None:
-        """Give the prior, moved on by odometry since the first frame that brought some."""
-        prior = self._prior
-        if prior is None or odom_from_base is None:
-            # Without odometry it stays what it is: grown by the speed bound, every fix would fit.
-            return prior and replace(prior, stamp_ns=stamp_ns, odom_from_base=None)
-        if prior.odom_from_base is None:
-            self._prior = replace(prior, stamp_ns=stamp_ns, odom_from_base=odom_from_base)
-            return self._prior
-        seconds = abs(stamp_ns - prior.stamp_ns) * 1e-9
-        motion = motion_between(prior.odom_from_base, odom_from_base)
-        return Fix(stamp_ns, *propagate(prior.map_from_base, prior.covariance, motion, seconds,
-                                        self.options.history), odom_from_base)
-
     def _publishable(self, fix: Fix) -> TrackedPose | None:
         """Give the fused pose at a fix, if its stamp is newer than all that were given out."""
         if self._given_out is not None:
@@ -374,9 +349,3 @@ _REFINED = {
     Verdict.STALE: 'refined_unknown_frame',
     Verdict.UNKNOWN_FRAME: 'refined_unknown_frame',
 }
-
-
-def _is_narrow(covariance: np.ndarray) -> bool:
-    """Say whether a prior is narrow enough that a wrong fix would hardly meet it by chance."""
-    deviations = np.sqrt(covariance.diagonal())
-    return bool(deviations[:3].max() <= _NARROW[0] and deviations[3:].max() <= _NARROW[1])
