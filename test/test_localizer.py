@@ -1,6 +1,7 @@
 """Localization from first pose to refinement, with a matcher that knows the truth."""
 
 from dataclasses import replace
+import math
 import shutil
 
 from analytic_field import SphereField
@@ -163,6 +164,48 @@ def test_refinement_looks_again_and_improves_a_coarse_first_pose(references):
     estimate = refined.localize(query())
     assert 2 <= len(matcher.offered) <= 4
     assert estimate.inliers >= 0.85 * first.inliers
+
+
+def test_refine_solves_several_views_together_and_lands_nearer(references):
+    start = moved(TRUTH, 0.06, -0.04, 0.05, 0.02, -0.01, 0.02)
+    localizer, matcher = make(references, config=LocalizerConfig(rounds=0, refined_views=5))
+    single = localizer.localize(query(), start)
+    views = len(matcher.offered)
+    estimate = localizer.refine(query(), start, rounds=1)
+    assert len(matcher.offered) == views + 5
+    assert estimate.matches > 3 * single.matches
+    assert distance(estimate)[0] < 0.02
+    # Five views of the same picture are worth less than five pictures.
+    assert estimate.position_std > single.position_std / math.sqrt(5)
+    again = localizer.refine(query(), start, rounds=1)
+    np.testing.assert_array_equal(again.map_from_camera, estimate.map_from_camera)
+
+
+def test_refine_ends_when_the_pose_rests(references):
+    localizer, matcher = make(references, config=LocalizerConfig(refined_views=1))
+    localizer.refine(query(), TRUTH, rounds=20)
+    assert len(matcher.offered) < 20
+
+
+def test_refine_without_evidence_gives_a_reason_and_no_pose(references):
+    localizer, _ = make(references, blind=True)
+    estimate = localizer.refine(query(), TRUTH, rounds=2)
+    assert estimate.map_from_camera is None and estimate.reason
+
+
+def test_similar_views_are_poses_of_the_map_best_first(references):
+    localizer, _ = make(references)
+    views = localizer.similar_views(query(), 3)
+    assert views.shape == (3, 4, 4)
+    assert all(any(np.array_equal(view, pose) for pose in POSES) for view in views)
+    np.testing.assert_array_equal(localizer.similar_views(query(), 1)[0], views[0])
+
+
+def test_an_estimate_keeps_its_matches(references):
+    estimate = make(references)[0].localize(query())
+    assert estimate.pixels.shape == (estimate.matches, 2)
+    assert estimate.points.shape == (estimate.matches, 3)
+    assert estimate.inlier_mask.sum() == estimate.inliers
 
 
 def test_too_few_inliers_are_no_pose(references):
