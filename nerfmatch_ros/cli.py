@@ -1,5 +1,6 @@
 """
-The command line: `nerfmatch build | localize | evaluate | inspect | render | bag | demo`.
+The command line: `nerfmatch build | localize | evaluate | inspect | render | bag | replay |
+demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -158,9 +159,38 @@ def bag(
     _print_table(str(output), asdict(summary))
 
 
+def replay(
+    *,
+    bag: Annotated[Path, arg(
+        help='ROS 2 bag with images, camera_info and, for map_to_odom, odometry on /tf; with '
+             'poses on /ground_truth/pose it is scored')],
+    map: MapFolder,
+    output: Annotated[Path, arg(help='folder for report.json, frames.csv, poses.tum, ...')],
+    every_frame: Annotated[bool, arg(
+        help='every image in its order through the core alone: the same result on any machine')
+    ] = False,
+    rate: Annotated[float, arg(help='play the bag that many times faster')] = 1.0,
+    no_refiner: Annotated[bool, arg(help='the localizer alone')] = False,
+    tf_mode: Annotated[Literal['map_to_odom', 'map_to_base', 'map_to_camera', 'none'], arg(
+        help='parameter tf_mode of the nodes')] = 'map_to_odom',
+    image_topic: Annotated[str, arg(help='where the bag has images on several topics')] = '',
+    base_frame: Annotated[str, arg(help='body of the robot')] = 'base_link',
+    odom_frame: Annotated[str, arg(help='frame of the odometry')] = 'odom',
+    device: Device = 'auto',
+) -> None:
+    """Play a bag to the localizer and the refiner and score the poses that come out."""
+    from nerfmatch_ros.ros import replay as replay_of_bags
+    options = replay_of_bags.ReplayOptions(
+        every_frame=every_frame, rate=rate, refiner=not no_refiner, tf_mode=tf_mode,
+        image_topic=image_topic, base_frame=base_frame, odom_frame=odom_frame, device=device)
+    report = replay_of_bags.replay(bag, map, output, options)
+    from nerfmatch_ros.ros.replay_result import print_replay
+    print_replay(report, output)
+
+
 VERBS = {
     'build': build, 'localize': localize, 'evaluate': evaluate, 'inspect': inspect,
-    'render': render, 'bag': bag, 'demo': demo,
+    'render': render, 'bag': bag, 'replay': replay, 'demo': demo,
 }
 
 

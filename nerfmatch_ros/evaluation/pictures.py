@@ -1,6 +1,6 @@
 """Pictures of an evaluation: the trajectory seen from above, and the worst queries."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 import textwrap
 from typing import Any
@@ -63,6 +63,38 @@ def draw_trajectory(
     axes.set_xlabel(f'{AXES[a]} [m]')
     axes.set_ylabel(f'{AXES[b]} [m]')
     axes.set_title(f'{found.sum()} of {len(results)} queries localized')
+    axes.legend(loc='best', fontsize='small')
+    _save(figure, path)
+
+
+def draw_streams(drive: Any, streams: Mapping[str, Sequence[Any]], path: Path) -> None:
+    """
+    Draw the true way and the positions of pose streams from above.
+
+    drive: a `stream_report.Drive`; streams: `StampedPose`s by the name of their stream.
+    """
+    true = np.zeros((0, 3))
+    if drive.true_poses is not None:
+        true = drive.true_poses[drive.queries, :3, 3]
+    found = {name: np.array([pose.map_from_body[:3, 3] for pose in stream]).reshape(-1, 3)
+             for name, stream in streams.items()}
+    # One false pose far outside would shrink everything else to a dot: the truth sets the frame.
+    framed = true if len(true) else np.concatenate([np.zeros((1, 3)), *found.values()])
+    a, b = plane_of_largest_extent(framed)
+    figure = Figure(figsize=(9, 7), layout='constrained')
+    axes = figure.subplots()
+    axes.plot(true[:, a], true[:, b], 'o-', c='k', markersize=4, markerfacecolor='none',
+              linewidth=0.7, label='true')
+    for (name, points), marker in zip(found.items(), 'x.+*'):
+        axes.plot(points[:, a], points[:, b], marker, markersize=5, alpha=0.8, linestyle='none',
+                  label=f'{name}: {len(points)} poses')
+    low, high = framed.min(axis=0), framed.max(axis=0)
+    margin = max(0.1 * (high - low).max(), 0.05)
+    axes.set_xlim(low[a] - margin, high[a] + margin)
+    axes.set_ylim(low[b] - margin, high[b] + margin)
+    axes.set_aspect('equal')
+    axes.set_xlabel(f'{AXES[a]} [m]')
+    axes.set_ylabel(f'{AXES[b]} [m]')
     axes.legend(loc='best', fontsize='small')
     _save(figure, path)
 

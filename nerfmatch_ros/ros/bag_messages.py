@@ -5,6 +5,7 @@ They have the fields of the ROS messages of the same names; the functions that r
 of ROS too.
 """
 
+import struct
 from typing import Any
 
 from nerfmatch_ros.data.tum import numbers_from_pose, pose_from_numbers
@@ -83,6 +84,13 @@ def make_pose(map_from_body: np.ndarray, stamp_ns: int, frame_id: str) -> Any:
 def read_stamp(header: Any) -> int:
     """Give the stamp of a header in nanoseconds."""
     return header.stamp.sec * 10**9 + header.stamp.nanosec
+
+
+def read_serialized_stamp(data: bytes | memoryview) -> int:
+    """Give the stamp in nanoseconds of a message (CDR) that begins with a header."""
+    # Four bytes say how it is encoded, the second one which byte comes first.
+    seconds, nanoseconds = struct.unpack_from('<iI' if data[1] & 1 else '>iI', data, 4)
+    return seconds * 10**9 + nanoseconds
 
 
 def read_transforms(message: Any) -> list[tuple[str, str, int, np.ndarray]]:
