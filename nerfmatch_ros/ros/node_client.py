@@ -4,19 +4,16 @@ from collections.abc import Mapping
 from functools import partial
 import os
 from pathlib import Path
-import signal
-import subprocess
-import sys
 import time
 
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
-import nerfmatch_ros
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import NerfmatchError
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 from nerfmatch_ros.ros.camera_messages import info_message
 from nerfmatch_ros.ros.conversions import matrix_from_pose
 from nerfmatch_ros.ros.image_messages import image_message
+from nerfmatch_ros.ros.node_process import NodeProcess, own_domain, own_environment
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -46,20 +43,18 @@ class NodeClient:
         log: file for what the node prints; parameters: of the node, name to text; module: what
         `python -m` runs as the node.
         """
-        self._log_path = log
-        values = {'map_path': str(Path(map_folder).resolve()), **(parameters or {})}
-        self._command = [sys.executable, '-m', module, '--ros-args']
-        for name, value in values.items():
-            self._command += ['-p', f'{name}:={value}']
-        self._domain = 1 + os.getpid() % 100  # above 101 the ports may be taken by the system
-        self._process: subprocess.Popen | None = None
+        values = {'map_path': Path(map_folder).resolve(), **(parameters or {})}
+        self._domain = own_domain()
+        log.unlink(missing_ok=True)
+        self._process = NodeProcess(
+            module, log, domain=self._domain, name='localizer node', parameters=values)
         # Answers by the stamp of their image.
         self._poses: dict[tuple[int, int], PoseStamped] = {}
         self._covariances: dict[tuple[int, int], PoseWithCovarianceStamped] = {}
 
     def __enter__(self) -> 'NodeClient':
         """Start the node and wait until it listens."""
-        os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+        os.environ.update(own_environment(self._domain))
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=self._domain)
         self._node = rclpy.create_node('nerfmatch_client', context=self._context)
@@ -84,13 +79,7 @@ class NodeClient:
 
     def __exit__(self, *_):
         """Stop the node as Ctrl-C does, harder if that does not help."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.stop()
         self._executor.shutdown()
         self._node.destroy_node()
         rclpy.shutdown(context=self._context)
@@ -123,39 +112,24 @@ class NodeClient:
             reprojection_error=float('nan'))
 
     def _start_process(self):
-        # The node runs the same code as this process, whether that is installed or a work tree.
-        source = str(Path(nerfmatch_ros.__file__).resolve().parents[1])
-        paths = [source, *filter(None, [os.environ.get('PYTHONPATH')])]
-        environment = {
-            **os.environ, 'ROS_DOMAIN_ID': str(self._domain),
-            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'PYTHONPATH': os.pathsep.join(paths),
-        }
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._log_path, 'wb') as log:
-            self._process = subprocess.Popen(
-                self._command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        self._process.start()
         connected = self._spin_until(lambda: (
             self._images.get_subscription_count() and self._infos.get_subscription_count()
             and self._node.count_publishers('pose')), 120.0)
         if not connected:
-            raise NerfmatchError(f'the localizer node did not listen within 120 s{self._tail()}')
+            raise NerfmatchError(f'the localizer node did not listen within 120 s'
+                                 f'{self._process.tail()}')
         # This end is connected; the other one usually is a moment later.
         self._spin_until(lambda: False, SETTLE_SECONDS)
 
     def _spin_until(self, done, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while not done():
-            if self._process.poll() is not None:
-                raise NerfmatchError(
-                    f'the localizer node ended with code {self._process.returncode}{self._tail()}')
+            self._process.check()
             if time.monotonic() > deadline:
                 return False
             self._executor.spin_once(timeout_sec=0.05)
         return True
-
-    def _tail(self) -> str:
-        lines = self._log_path.read_text(encoding='utf-8', errors='replace').splitlines()
-        return '; its last lines:\n' + '\n'.join(lines[-12:])
 
 
 def keep(answers: dict, message: PoseStamped | PoseWithCovarianceStamped) -> None:
