@@ -48,7 +48,8 @@ def elsewhere(index):
 
 
 def every_frame(bag, output, options=EVERY_FRAME, fake=None):
-    return replay(bag, output / 'map', output, options, load=loader(fake or FakeBackend(0.01, 0.001)))
+    fake = fake or FakeBackend(noise=0.01, refined_noise=0.001)
+    return replay(bag, output / 'map', output, options, load=loader(fake))
 
 
 def without_latency(value):
