@@ -72,7 +72,7 @@ class MapToOdom:
             self.last_stamp_ns = None  # consumers start anew as well
         if self._goal is not None and now_ns < self._goal.set_at_ns - RESTART_NS:
             self.clear_goal()  # it was set in a run that is over
-        if passed_ns == 0 or now_ns <= 0 or self._goal is None:
+        if passed_ns == 0 or self._goal is None:
             return None
         if 0 < stale_timeout < steady - self._goal.set_at:
             return None

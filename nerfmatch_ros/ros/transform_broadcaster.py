@@ -94,9 +94,9 @@ class MapToOdomBroadcaster:
             self._closing.wait(due - time.monotonic())
 
     def _tick(self):
-        if not self.enabled:
-            return
         with self._lock:
+            if not self.enabled:
+                return
             broadcast = self._motion.step(
                 self._now_ns(), time.monotonic(), self._latest_odom_from_base, limits=self.limits,
                 tolerance=self.tolerance, stale_timeout=self.stale_timeout)
@@ -105,7 +105,7 @@ class MapToOdomBroadcaster:
             # Under the lock, so that nothing is sent any more once `clear_goal` has returned.
             self._publisher.send(
                 self._parent, self._child, broadcast.map_from_odom, broadcast.stamp_ns)
-        self.sent += 1
+            self.sent += 1
         if broadcast.jump is not None:
             self.jumps += 1
             if self._on_jump is not None:

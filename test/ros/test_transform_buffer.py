@@ -105,10 +105,12 @@ def test_nothing_is_extrapolated(buffer):
 
 
 def test_what_is_past_is_told_even_if_another_link_is_still_to_come(buffer):
-    buffer.set_numbers('map', 'odom', START, UNIT)
-    buffer.set_numbers('odom', 'base', START + 20, UNIT)
-    for target, source in (('map', 'base'), ('base', 'map')):
-        assert kind_of(buffer.lookup, target, source, START + 10) == 'past'
+    for first, second in ((0, 20), (20, 0)):
+        buffer.set_numbers('map', 'odom', START + first, UNIT)
+        buffer.set_numbers('odom', 'base', START + second, UNIT)
+        for target, source in (('map', 'base'), ('base', 'map')):
+            assert kind_of(buffer.lookup, target, source, START + 10) == 'past'
+        buffer.clear()
 
 
 def test_unknown_and_unconnected_frames_are_told_apart(buffer):
