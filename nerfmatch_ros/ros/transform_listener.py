@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 import threading
 import time
 import traceback
@@ -161,7 +162,8 @@ class TransformListener:
             self._closed = True
             self._changed.notify_all()
         self._jumps.unregister()
-        self._wake.trigger()
+        with suppress(RuntimeError):  # a context that has ended woke the thread by itself
+            self._wake.trigger()
         self._thread.join(JOIN_SECONDS)
         self._executor.shutdown(timeout_sec=0)
         self._node.destroy_node()

@@ -657,3 +657,16 @@ def test_with_tf2_a_late_transform_ends_the_wait(world, tf2):
     wait_until(lambda: listener._waiting)
     world.send('odom', 'base', START + SECOND, at(1))
     assert waiting.result()[0, 3] == 1
+
+
+def test_both_end_cleanly_after_ros_has_been_shut_down(world, broadcast, capfd):
+    """Row 32: a signal may end the context before the node is closed."""
+    sender = broadcast.start()
+    sender.set_goal(at(0))
+    wait_until(lambda: sender.sent)
+    rclpy.shutdown(context=world.context)
+    wait_until(lambda: not broadcast.listener._thread.is_alive())
+    sender.close()
+    broadcast.listener.close()
+    assert not sender._thread.is_alive()
+    assert 'Traceback' not in capfd.readouterr().err
