@@ -75,12 +75,13 @@ class FrameResult:
 
     stamp_ns: int
     epoch: int
-    # accepted relocalized pending gated stale: as the tracker says; no_fix: no estimate;
-    # superseded: the epoch ended while the frame was worked on
+    # accepted relocalized pending gated stale invalid: as the tracker says; no_fix: no
+    # estimate; superseded: the epoch ended while the frame was worked on
     verdict: str
     reason: str = ''  # why there is no pose, '' with one
     estimate: PoseEstimate | None = None  # of the camera
-    raw: tuple[np.ndarray, np.ndarray] | None = None  # map_from_body (4, 4), covariance (6, 6)
+    # map_from_body (4, 4), covariance (6, 6) of this image alone; None: no fix, or an invalid one
+    raw: tuple[np.ndarray, np.ndarray] | None = None
     pose: TrackedPose | None = None  # fused, to be published; of the body
     jump: tuple[float, float] | None = None  # metres, radians, of a relocalization
     odometry_jumped: bool = False
@@ -99,14 +100,21 @@ class FramePipeline:
     def __init__(
         self, backend: Backend, tracker: PoseTracker, frames: TrackedFrames, lookup: Lookup, *,
         lock: AbstractContextManager[Any], options: PipelineOptions | None = None,
+        on_odometry_jump: Callable[[], None] = lambda: None,
     ):
-        """lookup: gives a transform at a stamp or raises a NerfmatchError that says why not."""
+        """
+        Keep the parts.
+
+        lookup: gives a transform at a stamp or raises a NerfmatchError that says why not;
+        on_odometry_jump: called under the lock when odometry has begun a new epoch.
+        """
         self.backend = backend
         self.tracker = tracker
         self.frames = frames
         self.options = options or PipelineOptions()
         self._lookup = lookup
         self._lock = lock
+        self._on_odometry_jump = on_odometry_jump
         self._odometry_in_epoch: tuple[int, bool] | None = None
         self._base_from_camera: dict[int, np.ndarray] = {}  # by stamp
 
@@ -114,8 +122,8 @@ class FramePipeline:
         """
         Localize one image and add it to the stream.
 
-        A transform that is needed and missing raises what `lookup` raises; nothing is changed
-        then, but for the count of failures.
+        A transform that is needed and missing raises what `lookup` raises, a localizer that
+        fails what that raises; nothing is changed then, but for the count of failures.
         """
         clock = [time.perf_counter()]
         with self._lock:
@@ -124,21 +132,25 @@ class FramePipeline:
             base_from_camera = self._extrinsic(camera_frame, stamp_ns)
             odom_from_base = self._odometry(epoch, camera_frame, stamp_ns)
         except NerfmatchError:
-            with self._lock:
-                if self.tracker.epoch == epoch:
-                    self.tracker.add_failure(stamp_ns)
+            self._note_failure(epoch, stamp_ns)
             raise
         jumped = False
         with self._lock:
             if self.tracker.epoch == epoch and odom_from_base is not None:
                 jumped = self.tracker.observe_odometry(stamp_ns, odom_from_base)
                 epoch = self.tracker.epoch
+                if jumped:
+                    self._on_odometry_jump()
             prediction = None
             if not options.search_globally and self.tracker.epoch == epoch:
                 prediction = self.tracker.predict(stamp_ns, odom_from_base)
         clock.append(time.perf_counter())
         prior = None if prediction is None else prediction[0] @ base_from_camera
-        estimate = backend.localize(image, prior=prior)
+        try:
+            estimate = backend.localize(image, prior=prior)
+        except Exception:
+            self._note_failure(epoch, stamp_ns)
+            raise
         clock.append(time.perf_counter())
         result = self._fuse(
             epoch, stamp_ns, estimate, base_from_camera, odom_from_base, options, jumped)
@@ -149,8 +161,10 @@ class FramePipeline:
 
     def published_pose(self, result: FrameResult) -> tuple[np.ndarray, np.ndarray]:
         """Give the fused pose and covariance of the frame that is to be named in the pose."""
-        return self._of_pose_frame(
-            result.pose.map_from_base, result.pose.covariance, result.base_from_camera)
+        pose, covariance = result.pose.map_from_base, result.pose.covariance
+        if self.options.two_d:  # odometry may have lifted or tilted it
+            pose, covariance = flatten(pose, covariance)
+        return self._of_pose_frame(pose, covariance, result.base_from_camera)
 
     def raw_pose(self, result: FrameResult) -> tuple[np.ndarray, np.ndarray]:
         """Give the fix of this image alone, of the frame that is to be named in the pose."""
@@ -168,6 +182,8 @@ class FramePipeline:
                 if base_from_camera is None:
                     return 'refined_unknown_frame'
                 pose, covariance = body_from_camera(pose, covariance, base_from_camera)
+            if self.options.two_d:
+                pose, covariance = flatten(pose, covariance)
             return self.tracker.add_refined(stamp_ns, pose, covariance)
 
     def _fuse(
@@ -196,8 +212,14 @@ class FramePipeline:
             self._odometry_in_epoch = self.tracker.epoch, odom_from_base is not None
             self._remember(stamp_ns, base_from_camera)
             return FrameResult(
-                verdict=outcome.verdict, epoch=self.tracker.epoch, raw=raw, pose=outcome.pose,
-                jump=outcome.jump, reason=_REASONS.get(outcome.verdict, ''), **known)
+                verdict=outcome.verdict, epoch=self.tracker.epoch, pose=outcome.pose,
+                raw=None if outcome.verdict == 'invalid' else raw, jump=outcome.jump,
+                reason=_REASONS.get(outcome.verdict, ''), **known)
+
+    def _note_failure(self, epoch: int, stamp_ns: int):
+        with self._lock:
+            if self.tracker.epoch == epoch:
+                self.tracker.add_failure(stamp_ns)
 
     def _extrinsic(self, camera_frame: str, stamp_ns: int) -> np.ndarray:
         if self.frames.base is None or self.frames.base == camera_frame:
@@ -237,4 +259,5 @@ _REASONS = {
     'pending': 'a second fix has to agree with this first one',
     'gated': 'the fix contradicts the motion since the last one',
     'stale': 'a fix of this or a later stamp came before',
+    'invalid': 'the fix is no pose, or its covariance not positive definite',
 }
