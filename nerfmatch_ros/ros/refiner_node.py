@@ -32,6 +32,7 @@ from nerfmatch_ros.ros.frame_gate import FrameGate, FrameGateOptions
 from nerfmatch_ros.ros.frame_ring import FrameRing
 from nerfmatch_ros.ros.frame_worker import FrameWorker
 from nerfmatch_ros.ros.image_input import ImageInput
+from nerfmatch_ros.ros.image_messages import FrameRejected
 from nerfmatch_ros.ros.managed_node import ManagedNode, STEADY
 from nerfmatch_ros.ros.parameter_set import ParameterSet
 from nerfmatch_ros.ros.parameters import RefinerParameters
@@ -39,8 +40,10 @@ from nerfmatch_ros.ros.quality import EVERY, LATCHED, MismatchReporter, NEWEST
 from nerfmatch_ros.ros.ros_logging import Complaints, forward_core_logs, stop_forwarding
 from nerfmatch_ros.ros.run_node import run_nodes
 from nerfmatch_ros.ros.statistics import DropCounter, Percentiles
+from nerfmatch_ros.ros.transform_buffer import TransformError
 from nerfmatch_ros.ros.transform_listener import TransformListener
 import numpy as np
+from std_msgs.msg import Header
 
 NODE_NAME = 'nerfmatch_refiner'
 LOCALIZER_STATUS = 'nerfmatch_localizer/status'
@@ -227,9 +230,12 @@ class RefinerNode(ManagedNode):
         base_from_camera = np.eye(4)
         frame = parameters.camera_frame_id or job.message.header.frame_id.lstrip('/')
         if self._listener is not None and frame != parameters.base_frame_id:
-            base_from_camera = self._listener.lookup(
-                parameters.base_frame_id, frame, start.stamp_ns,
-                wait=parameters.wait_for_transform)
+            try:
+                base_from_camera = self._listener.lookup(
+                    parameters.base_frame_id, frame, start.stamp_ns,
+                    wait=parameters.wait_for_transform)
+            except TransformError as error:
+                raise FrameRejected(f'tf_{error.kind}', str(error)) from error
         began = time.perf_counter()
         estimate = self._backend.refine(
             image, start.pose @ base_from_camera, parameters.refine_iterations)
@@ -283,7 +289,8 @@ class RefinerNode(ManagedNode):
             level=DiagnosticStatus.OK, name=f'{self.get_name()}: refinement',
             message=f'{self.published} poses refined', hardware_id=self._backend.map_sha256[:12],
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
-        self._diagnostics.publish(DiagnosticArray(status=[status]))
+        self._diagnostics.publish(DiagnosticArray(
+            header=Header(stamp=self.get_clock().now().to_msg()), status=[status]))
 
 
 def main(args: list[str] | None = None, load: Callable[..., Any] = load_localizer) -> int:
