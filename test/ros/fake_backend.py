@@ -67,6 +67,8 @@ class FakeBackend:
         self.refined = []  # serial of refine
         self.hold = threading.Event()  # cleared: localize waits for it
         self.hold.set()
+        self.refine_hold = threading.Event()  # the same for refine
+        self.refine_hold.set()
         self.saved_memory = 0
         poses = np.stack([np.eye(4)] * 3)
         poses[:, 0, 3] = (0.0, 2.0, 4.0)
@@ -102,6 +104,7 @@ class FakeBackend:
     def refine(self, image, map_from_camera, rounds=1):
         truth, _, serial = read_picture(image.rgb())
         self.refined.append(serial)
+        self.refine_hold.wait(30.0)
         if self.refine_delay:
             time.sleep(self.refine_delay)
         covariance = np.diag(np.full(6, max(self.refined_noise, 1e-4) ** 2))

@@ -19,6 +19,7 @@ from nerfmatch_ros.ros.localizer_node import LocalizerNode  # noqa: E402
 from nerfmatch_ros.ros.quality import EVERY, LATCHED, SENSOR, STATIC  # noqa: E402
 from nerfmatch_ros.ros.refiner_node import RefinerNode  # noqa: E402
 import numpy as np  # noqa: E402
+from rcl_interfaces.msg import Log  # noqa: E402
 import rclpy  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
@@ -75,26 +76,26 @@ class World:
     """The nodes under test and everything that a robot would connect to them.
 
     Used as a context. Stamps are of the wall clock; `at` names the frame's place on the drive.
+    arguments: of ROS, for every node, such as remappings.
     """
 
     def __init__(self, *, refiner=False, autostart=True, namespace='', backend=None, load=None,
-                 refiner_parameters=None, **parameters):
+                 refiner_parameters=None, arguments=(), **parameters):
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=DOMAIN)
         self.backend = backend or FakeBackend()
         self.load = load or loader(self.backend)
-        self._namespace = namespace
+        self._common = {'context': self.context, 'namespace': namespace,
+                        'cli_args': ['--ros-args', *arguments]}
+        self.map_from_odom = MAP_FROM_ODOM  # what odometry is off by
         self.node = self.make_localizer(**{'autostart': autostart, **parameters})
         self.refiner = None
         self.refiner_backend = FakeBackend()
         if refiner:
             shared = {name: value for name, value in parameters.items()
                       if name in ('tf_mode', 'pose_frame', 'use_sim_time')}
-            self.refiner = RefinerNode(
-                loader(self.refiner_backend), context=self.context, namespace=namespace,
-                parameter_overrides=overrides({'map_path': '/maps/fake', **shared,
-                                               **(refiner_parameters or {})}))
-        self.client = rclpy.create_node('test_client', context=self.context, namespace=namespace)
+            self.refiner = self.make_refiner(**shared, **(refiner_parameters or {}))
+        self.client = rclpy.create_node('test_client', **self._common)
         make = self.client.create_publisher
         self.images = make(Image, 'image', SENSOR)
         self.infos = make(CameraInfo, 'camera_info', SENSOR)
@@ -103,11 +104,15 @@ class World:
         self.initial_poses = make(PoseWithCovarianceStamped, 'initialpose', 1)
         self.refined_poses = make(PoseWithCovarianceStamped, 'refined_pose', EVERY)
         self.poses, self.covariances, self.raw, self.refined = {}, {}, {}, {}
-        self.transforms, self.statuses = [], []
+        self.transforms, self.statuses, self.logs = [], [], []
+        self.pose_stamps = []  # in the order of arrival
         listen = self.client.create_subscription
         from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
         self.diagnostics = []
         listen(PoseStamped, 'pose', by_stamp(self.poses), 50)
+        listen(PoseStamped, 'pose', lambda message: self.pose_stamps.append(
+            stamp_ns(message.header)), 50)
+        listen(Log, '/rosout', self.logs.append, 100)
         listen(PoseWithCovarianceStamped, 'pose_with_covariance', by_stamp(self.covariances), 50)
         listen(PoseWithCovarianceStamped, 'nerfmatch_localizer/pose_raw', by_stamp(self.raw), 50)
         listen(PoseWithCovarianceStamped, 'refined_pose', by_stamp(self.refined), 50)
@@ -120,7 +125,12 @@ class World:
 
     def make_localizer(self, **parameters):
         return LocalizerNode(
-            self.load, context=self.context, namespace=self._namespace,
+            self.load, **self._common,
+            parameter_overrides=overrides({'map_path': '/maps/fake', **parameters}))
+
+    def make_refiner(self, **parameters):
+        return RefinerNode(
+            loader(self.refiner_backend), **self._common,
             parameter_overrides=overrides({'map_path': '/maps/fake', **parameters}))
 
     def __enter__(self):
@@ -132,6 +142,7 @@ class World:
 
     def __exit__(self, *_):
         self.backend.hold.set()
+        self.refiner_backend.refine_hold.set()
         for spinner in self._spinners:
             spinner.stop()
             self.errors += spinner.errors
@@ -178,7 +189,8 @@ class World:
         self.tf_static.publish(TFMessage(transforms=[transform_stamped(
             BASE_FROM_CAMERA, stamp_message(0), 'base_link', CAMERA_FRAME)]))
 
-    def send_odometry(self, stamp, at, map_from_odom=MAP_FROM_ODOM):
+    def send_odometry(self, stamp, at, map_from_odom=None):
+        map_from_odom = self.map_from_odom if map_from_odom is None else map_from_odom
         odom_from_base = np.linalg.inv(map_from_odom) @ map_from_base_at(at)
         self.tf.publish(TFMessage(transforms=[transform_stamped(
             odom_from_base, stamp_message(stamp), 'odom', 'base_link')]))
@@ -238,6 +250,15 @@ class World:
         stamps = self.drive(frames, odometry=odometry)
         self.wait_for(lambda: stamps[-1] in self.poses, 'a pose')
         return stamps
+
+    def logged(self, text):
+        """Tell whether a line with this text was logged."""
+        return any(text in log.msg for log in self.logs)
+
+    def diagnosis(self, name):
+        """Give the newest diagnostic status whose name ends so, or None."""
+        return next((status for array in reversed(self.diagnostics)
+                     for status in array.status if status.name.endswith(name)), None)
 
     def status(self, key):
         """Give a value of the newest status."""
