@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+import os
 from pathlib import Path
 import shutil
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
+from nerfmatch_ros.config import choose_device
 from nerfmatch_ros.errors import NerfmatchError
 from nerfmatch_ros.evaluation.stream_report import StampedPose
 from nerfmatch_ros.ros import bag_messages as messages
@@ -234,6 +236,9 @@ def _processes(
         'base_frame_id': options.base_frame,
         'image_transport': 'compressed' if found.compressed else 'raw',
     }
+    if choose_device(options.device) == 'cpu':
+        # Two processes that each take every core hold one another up.
+        shared['threads'] = max(1, (os.cpu_count() or 1) // (2 if options.refiner else 1))
     nodes = {LOCALIZER: (options.localizer_module, {
         # An image that waited for a slow machine is late, not wrong.
         **shared, 'odom_frame_id': options.odom_frame, 'max_image_age': 0.0,
