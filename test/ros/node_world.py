@@ -230,10 +230,11 @@ class World:
         """
         stamps = []
         while len(stamps) < frames:
-            before = self.handled()
+            before, received = self.handled(), self.received()
             stamp = self.send(behaviour=behaviour, odometry=odometry, **options)
-            deadline = time.monotonic() + 3.0
-            while self.handled() == before and time.monotonic() < deadline:
+            sent = time.monotonic()
+            while self.handled() == before and time.monotonic() - sent < (
+                    15.0 if self.received() == received or self.busy() else 3.0):
                 time.sleep(0.002)
             if self.handled() > before:
                 stamps.append(stamp)
@@ -244,6 +245,15 @@ class World:
     def handled(self):
         """Give how many frames were worked on or dropped."""
         return self.node.attempts + self.node.drops.total
+
+    def received(self):
+        """Give how many frames arrived in this activation."""
+        return self.node.input.received if self.node.input is not None else 0
+
+    def busy(self):
+        """Tell whether a frame is being worked on."""
+        worker = self.node.worker
+        return worker is not None and worker.busy_since is not None
 
     def localize(self, *, odometry=False, frames=2):
         """Drive until poses come; give the stamps."""
