@@ -114,6 +114,8 @@ class _Replay:
 
     def _decode(self, message: Any, stamp: int) -> PosedImage:
         pixels = (compressed_to_rgb if self._found.compressed else image_to_rgb)(message)
+        if not pixels.flags.writeable:  # a view of the bag's bytes, which PyTorch dislikes
+            pixels = pixels.copy()
         height, width = pixels.shape[:2]
         camera = self._cameras.get(message.header.frame_id, width, height)
         fault = picture_fault(pixels)
