@@ -14,4 +14,12 @@ class DataError(NerfmatchError):
 
 
 class MapError(NerfmatchError):
-    """A map on disk is missing, damaged, incomplete or of another version."""
+    """
+    A map on disk is missing, damaged, incomplete or of another version.
+
+    part: what of it is at fault, the 'folder', the 'description' or the 'data'.
+    """
+
+    def __init__(self, text: str, part: str = 'data'):
+        super().__init__(text)
+        self.part = part

@@ -245,19 +245,21 @@ def _sha256(path: Path) -> str:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise MapError(f'there is no map folder {folder}; make one with `nerfmatch build`')
+        raise MapError(f'there is no map folder {folder}; make one with `nerfmatch build`',
+                       'folder')
     if not (folder / 'map.yaml').is_file():
         raise MapError(f'{folder} holds no map.yaml, so it is no map or was never finished; '
-                       'run `nerfmatch build` with the same --output to finish it')
+                       'run `nerfmatch build` with the same --output to finish it', 'folder')
     try:
         description = load_yaml(folder / 'map.yaml')
     except ConfigError as error:
-        raise MapError(str(error)) from error
+        raise MapError(str(error), 'description') from error
     if not isinstance(description, dict) or description.get('format') != FORMAT:
-        raise MapError(f"{folder / 'map.yaml'} does not describe a map ('format: {FORMAT}')")
+        raise MapError(f"{folder / 'map.yaml'} does not describe a map ('format: {FORMAT}')",
+                       'description')
     if description.get('version') != VERSION:
         raise MapError(f"{folder} has map version {description.get('version')}, this program "
-                       f'reads version {VERSION}; build the map again')
+                       f'reads version {VERSION}; build the map again', 'description')
     checksums = description.get('sha256')
     for name in FILES:
         path = folder / name

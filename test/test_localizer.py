@@ -279,3 +279,15 @@ def test_options_of_the_map_are_checked(tiny_map, tmp_path):
     (folder / 'map.yaml').write_text(text.replace('min_inliers:', 'least_inliers:'))
     with pytest.raises((ConfigError, MapError), match='least_inliers'):
         Localizer.load(folder)
+
+
+def test_saving_memory_halves_what_is_computed_at_once_and_leaves_the_pose(references):
+    localizer, _ = make(references)
+    before = localizer.localize(query(), prior=TRUTH)
+    config = localizer.config
+    localizer.save_memory()
+    assert localizer.config.top_k == config.top_k // 2
+    assert localizer.config.refined_views == config.refined_views // 2
+    assert localizer.own_config.top_k == config.top_k // 2, 'a parameter must not undo it'
+    after = localizer.localize(query(), prior=TRUTH)
+    np.testing.assert_allclose(after.map_from_camera, before.map_from_camera, atol=1e-5)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+RAYS_AT_ONCE = 4096  # of a rendering
 # How far the views of `refine` lie around its estimate (standard deviations).
 NEARBY_SHARE = 0.01  # of the map's extent
 NEARBY_ANGLE = 0.03  # radians
@@ -67,6 +68,7 @@ class Localizer:
         self.own_config = self.config  # as the map or the caller says; `config` may be replaced
         self.device = next(scene_map.field.parameters()).device
         self._surface: PointTokens | None = None
+        self._chunk = RAYS_AT_ONCE
 
     @property
     def map_sha256(self) -> str:
@@ -128,6 +130,14 @@ class Localizer:
                 break
         return estimate
 
+    def save_memory(self):
+        """Halve what is computed at once: rays, which costs time, and views matched together."""
+        self._chunk = max(1, self._chunk // 2)
+        self.own_config, self.config = (
+            replace(config, top_k=max(1, config.top_k // 2),
+                    refined_views=max(1, config.refined_views // 2))
+            for config in (self.own_config, self.config))
+
     @torch.inference_mode()
     def similar_views(self, image: PosedImage, count: int) -> np.ndarray:
         """Give the poses (count, 4, 4) of the reference views most like an image, best first."""
@@ -139,7 +149,7 @@ class Localizer:
         """Show the field as a camera at a pose sees it: (H, W, 3) uint8 RGB."""
         rendered = render_view(self.scene_map.field, self.scene_map.frame, camera,
                                torch.from_numpy(np.asarray(map_from_camera)), stride=1,
-                               colour=True)
+                               colour=True, chunk=self._chunk)
         picture = (rendered.colour * 255).round().byte().cpu().numpy()
         return picture.reshape(camera.height, camera.width, 3)
 
@@ -197,7 +207,7 @@ class Localizer:
         rendered = render_view(
             self.scene_map.field, self.scene_map.frame, view.camera,
             torch.from_numpy(np.ascontiguousarray(map_from_camera)), stride=COARSE_STRIDE,
-            feature_layer=self.scene_map.matcher_config.feature_layer)
+            feature_layer=self.scene_map.matcher_config.feature_layer, chunk=self._chunk)
         solid = rendered.opacity > OPAQUE
         features = None if rendered.features is None else rendered.features[solid]
         points = rendered.points[solid]

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import MapError
+from nerfmatch_ros.errors import ConfigError, MapError
 import numpy as np
 
 # parameter -> option of the localizer; 0 leaves what the map says
@@ -50,6 +50,18 @@ def warm_up(localizer: Any) -> float:
     localizer.localize(
         PosedImage('warm-up', camera, pixels=noise), prior=scene_map.reference_poses[0])
     return time.perf_counter() - start
+
+
+def require_device(device: str):
+    """Raise if a device does not answer: a GPU may have been lost while nobody computed on it."""
+    if device == 'cpu':
+        return
+    import torch
+    try:
+        torch.zeros(1, device=device).item()  # which waits for the device
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(f"device '{device}' does not answer: {error}; start the process again, "
+                          "or set device to 'cpu'") from error
 
 
 def with_parameters(localizer: Any, parameters: Any) -> Any:

@@ -138,7 +138,8 @@ def loader(backend=None, log=None):
         if map_folder.name == 'broken':
             raise MapError(f'{map_folder} is damaged: sha256 differs')
         if map_folder.name == 'missing':
-            raise MapError(f'there is no map folder {map_folder}; make one with `nerfmatch build`')
+            raise MapError(f'there is no map folder {map_folder}; make one with `nerfmatch build`',
+                           'folder')
         if map_folder.name == 'bug':
             raise RuntimeError('injected failure of loading')
         return backend if backend is not None else FakeBackend()

@@ -12,6 +12,8 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
 from fake_backend import Behaviour, CAMERA, FakeBackend, loader, picture  # noqa: E402
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from nerfmatch_ros.ros.camera_messages import info_message  # noqa: E402
 from nerfmatch_ros.ros.conversions import stamp_message, stamp_ns, transform_stamped  # noqa: E402
 from nerfmatch_ros.ros.image_messages import image_message  # noqa: E402
@@ -172,6 +174,27 @@ class World:
         if info:
             self.wait_for(lambda: self.send_info() or CAMERA_FRAME in (
                 self.node.input.cameras.frames), 'the camera to be known')
+
+    def call(self, kind, name, **request):
+        """Call a service; give the response."""
+        return self.call_async(kind, name, **request)()
+
+    def call_async(self, kind, name, **request):
+        """Call a service; give a function that waits for the response."""
+        client = self.client.create_client(kind, name)
+        assert client.wait_for_service(TIMEOUT), f'there is no service {name}'
+        future = client.call_async(kind.Request(**request))
+
+        def response():
+            self.wait_for(future.done, f'an answer of {name}')
+            self.client.destroy_client(client)
+            return future.result()
+        return response
+
+    def change(self, transition, node='nerfmatch_localizer'):
+        """Ask for a transition as a lifecycle manager does; tell whether it was made."""
+        return self.call(ChangeState, f'{node}/change_state',
+                         transition=Transition(id=transition)).success
 
     @property
     def state(self):
