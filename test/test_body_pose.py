@@ -174,6 +174,9 @@ def test_fault_31_zero_variances_of_a_prior_become_the_default():
     kept = np.ix_((0, 1, 5), (0, 1, 5))
     np.testing.assert_array_equal(completed[kept], sent[kept])
     np.testing.assert_array_equal(np.diag(completed)[2:5], np.diag(default)[2:5])
+    # A covariance with something unknown cannot be known either.
+    sent[2, 5] = sent[5, 2] = 0.2
+    np.testing.assert_array_equal(prior_covariance(sent), completed)
 
 
 def test_inverse_extrinsic_has_the_opposite_lever(rng):

@@ -311,6 +311,15 @@ def test_prediction_carries_the_heading_error_along_the_lever():
     assert np.sqrt(np.trace(predicted[:3, :3])) > 2 * np.sqrt(np.trace(covariance[:3, :3]))
 
 
+@pytest.mark.parametrize('metres, radians', ((0.0, 0.0), (3.0, 0.0), (0.0, 2.0), (0.5, 2.0)))
+def test_noise_of_odometry_is_what_the_options_say(metres, radians):
+    motion = motion_between(np.eye(4), perturb(np.eye(4), np.array((metres, 0, 0, 0, 0, radians))))
+    options = HistoryOptions(odom_noise_trans=0.1, odom_noise_rot=0.2)
+    _, covariance = propagate(np.eye(4), np.zeros((6, 6)), motion, 4.0, options)
+    np.testing.assert_allclose(covariance, np.diag(np.repeat((
+        (0.1 * metres) ** 2 + 4e-4, (0.2 * max(metres, radians)) ** 2 + 4e-6), 3)), atol=1e-15)
+
+
 def test_covariance_grows_with_time_and_with_the_way(rng):
     path = drive(rng, 5)
     history = filled(path.fixes)

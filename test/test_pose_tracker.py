@@ -105,6 +105,14 @@ def test_agreement_is_of_the_newest_fixes_in_a_row(rng):
     assert verdicts(tracker, path.fixes) == 5 * ['pending'] + ['accepted']
 
 
+def test_fix_so_vague_that_it_agrees_with_all_bridges_no_contradiction(rng):
+    path = drive(rng, 5)
+    vague = replace(path.fixes[0], covariance=1e6 * path.fixes[0].covariance)
+    tracker = PoseTracker(TrackerOptions(init_consistent_fixes=3))
+    assert verdicts(tracker, [vague, path.moved(1, FAR), *path.fixes[2:]]) == (
+        4 * ['pending'] + ['accepted'])
+
+
 def test_the_same_image_does_not_agree_with_itself(rng):
     path = drive(rng, 2)
     tracker = PoseTracker()
@@ -128,6 +136,15 @@ def test_fix_that_agrees_with_the_prior_needs_no_second_one(rng):
     outcome = tracker.add_fix(path.fixes[10])
     assert (outcome.verdict, tracker.state) == ('accepted', LOCALIZED)
     np.testing.assert_array_equal(outcome.pose.map_from_base, path.fixes[10].map_from_base)
+
+
+def test_prior_of_the_start_confirms_nothing_after_lost(rng):
+    path = drive(rng, 12)
+    tracker = PoseTracker()
+    tracker.set_prior(path.truth[0], np.zeros((6, 6)), source='initialpose')
+    assert verdicts(tracker, path.fixes[:5]) == 5 * ['accepted']
+    lose(tracker, path.stamps[5:8])
+    assert verdicts(tracker, path.fixes[8:10]) == ['pending', 'accepted']
 
 
 def test_prior_without_odometry_stays_where_it_was_put(rng):
@@ -358,6 +375,14 @@ def test_fault_16_odometry_faster_than_possible_begins_a_new_epoch_at_once(rng, 
     assert verdicts(tracker, fixes) == ['pending'] + 9 * ['accepted']
     np.testing.assert_allclose(
         error(tracker.map_from_odom @ shift @ path.odometry[19], path.truth[19]), 0, atol=0.1)
+
+
+def test_fault_16_odometry_that_jumps_and_jumps_back_is_seen_twice():
+    tracker = PoseTracker()
+    places = (planar(0, 0, 0), planar(9, 0, 0), planar(0, 0, 0), planar(0.1, 0, 0))
+    assert [tracker.observe_odometry(SECOND + k * SECOND // 10, place)
+            for k, place in enumerate(places)] == [False, True, True, False]
+    assert tracker.epoch == 2
 
 
 def test_fault_16_fast_but_possible_odometry_is_left_alone(rng):
@@ -612,6 +637,32 @@ def test_late_fix_after_a_gated_one_is_published_and_does_not_end_the_doubt(rng)
     assert outcome.verdict == 'accepted'
     assert outcome.pose.stamp_ns == path.stamps[10]
     assert (tracker.state, tracker.consecutive_rejects) == (COASTING, 1)
+
+
+def test_gated_fixes_count_once_when_a_late_one_arrives(rng):
+    path = moved_world(drive(rng, 20), 11, FAR)
+    tracker = localized(path, 9)
+    assert tracker.add_fix(path.fixes[10]).verdict == 'accepted'
+    assert tracker.add_fix(path.fixes[11]).verdict == 'gated'
+    assert tracker.add_fix(path.fixes[9]).verdict == 'accepted'
+    assert verdicts(tracker, path.fixes[12:14]) == ['gated', 'relocalized']
+
+
+def test_fix_more_than_a_second_late_is_not_published_either(rng):
+    path = drive(rng, 30)
+    tracker = localized(path, 12)
+    assert verdicts(tracker, path.fixes[13:30]) == 17 * ['accepted']
+    outcome = tracker.add_fix(path.fixes[12])
+    assert (outcome.verdict, outcome.pose) == ('accepted', None)
+
+
+def test_new_epoch_does_not_repeat_stamps(rng):
+    path = drive(rng, 20)
+    tracker = localized(path, 12)
+    tracker.reset('initialpose')
+    results = outcomes(tracker, path.fixes[8:15])
+    assert [result.verdict for result in results] == ['pending'] + 6 * ['accepted']
+    assert [result.pose is not None for result in results] == 4 * [False] + 3 * [True]
 
 
 def test_stamps_that_start_again_are_published_in_a_new_epoch_only(rng):

@@ -181,9 +181,12 @@ class PoseHistory:
         """Count the fixes held."""
         return len(self._fixes)
 
+    @property
+    def _horizon_ns(self) -> int:
+        return round(self.options.horizon * 1e9)
+
     def _too_old(self, stamp_ns: int) -> bool:
-        return bool(self._stamps) and (
-            (self._stamps[-1] - stamp_ns) * 1e-9 > self.options.horizon)
+        return bool(self._stamps) and self._stamps[-1] - stamp_ns > self._horizon_ns
 
     def _run(self, start: int) -> list[_State]:
         """Give the states from fix `start` to the newest one."""
@@ -228,15 +231,12 @@ class PoseHistory:
         return 2 * sum(s.accepted for s in after) < sum(s.accepted for s in before)
 
     def _prune(self):
-        newest, horizon = self._stamps[-1], self.options.horizon
-        drop = 0
-        while (len(self._stamps) - drop > 2
-               and (newest - self._stamps[drop + 1]) * 1e-9 > horizon):
-            drop += 1
-        if drop:
+        """Drop what is older than the horizon, but for the one state the others start from."""
+        older = bisect_left(self._stamps, self._stamps[-1] - self._horizon_ns)
+        if older > 1:
             self._settled = True
             for column in (self._stamps, self._fixes, self._motions, self._states):
-                del column[:drop]
+                del column[:older - 1]
 
 
 def propagate(

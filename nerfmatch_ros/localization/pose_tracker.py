@@ -233,9 +233,8 @@ class PoseTracker:
         if any(fix.stamp_ns == other.stamp_ns for other in self._pending):
             return FixOutcome('stale')
         self._add_pending(fix)
-        if self._prior is not None and self._prior.confirms(fix, self.options.history):
-            self._pending = [fix]
-        elif len(self._pending) < self.options.init_consistent_fixes:
+        confirmed = self._prior is not None and self._prior.confirms(fix, self.options.history)
+        if not confirmed and len(self._pending) < self.options.init_consistent_fixes:
             return FixOutcome('pending')
         return self._believe_pending(fix)
 
@@ -264,12 +263,10 @@ class PoseTracker:
     def _believe_pending(self, fix: Fix) -> FixOutcome:
         """Start a fresh history from the fixes that agree; the old one tells how far that is."""
         old = self._history.predict(fix.stamp_ns, fix.odom_from_base)
-        overruled = old is not None and (
-            self.state is not TrackerState.LOST
-            or not fixes_agree(Fix(fix.stamp_ns, *old, fix.odom_from_base), fix,
-                               self.options.history))
+        overruled = old is not None and not fixes_agree(
+            Fix(fix.stamp_ns, *old, fix.odom_from_base), fix, self.options.history)
         self._history.clear()
-        for pending in sorted(self._pending, key=lambda pending: pending.stamp_ns):
+        for pending in self._pending:
             self._history.add(pending)
         self._prior = None
         self._settle()
