@@ -64,6 +64,18 @@ class CameraCache:
         with self._lock:
             return {frame: entry.camera for frame, entry in self._entries.items()}
 
+    @property
+    def complaints(self) -> list[str]:
+        """Why the newest camera_info of a frame cannot be used; a text for each such frame."""
+        with self._lock:
+            return [f"camera_info of frame '{frame}' cannot be used: {entry.reason}"
+                    for frame, entry in self._entries.items() if entry.reason]
+
+    def has_heard_of(self, frame_id: str) -> bool:
+        """Tell whether a camera_info of the frame came, usable or not."""
+        with self._lock:
+            return frame_id.lstrip('/') in self._entries
+
     def put(self, message: CameraInfo) -> str | None:
         """
         Take over the camera of a message, or say why it cannot be used.

@@ -12,6 +12,7 @@ from nerfmatch_ros.ros.snapshots import (
     LatencySnapshot,
     LocalizationSnapshot,
     MapSnapshot,
+    OutputSnapshot,
     RefinerSnapshot,
     TopicSnapshot,
     TransformSnapshot,
@@ -56,14 +57,16 @@ def localization_status(now: LocalizationSnapshot) -> DiagnosticStatus:
                   f'coasting: last pose {_text(now.fix_age)} s ago{distance}')
         found.add(now.state == 'LOST', ERROR, f'lost: last pose {_text(now.fix_age)} s ago')
         found.add(now.state == 'UNLOCALIZED', ERROR, 'not localized yet')
-        found.add(now.state != 'LOCALIZED' and now.reason, WARN, f'last image: {now.reason}')
-        found.add(now.failing, ERROR, 'images keep failing; the log has the traceback')
+        found.add(now.degraded, WARN, f'DEGRADED: {now.reason}')
+        found.add(now.state != 'LOCALIZED' and now.reason and not now.degraded, WARN,
+                  f'last image: {now.reason}')
+    found.add(now.failing, ERROR, 'callbacks or images keep failing; the log has the traceback')
     found.add(now.same_names > 1, ERROR,
               f'{now.same_names} nodes have this name; give each its own namespace')
     jump = now.last_jump or (None, None)
     return found.status('localization', 'localized' if now.active else 'inactive', {
         'state': now.state, 'active': now.active, 'paused': now.paused, 'epoch': now.epoch,
-        'reason': now.reason, 'seconds since last pose': now.fix_age,
+        'reason': now.reason, 'degraded': now.degraded, 'seconds since last pose': now.fix_age,
         'metres since last pose': now.fix_distance, **_estimate_values(now),
         'rejects in a row': now.rejects_in_a_row,
         'last jump [m]': jump[0], 'last jump [rad]': jump[1],
@@ -80,8 +83,8 @@ def input_status(now: InputSnapshot) -> DiagnosticStatus:
     for topic in now.topics:
         for line in topic.mismatches:
             found.add(True, WARN, line)
-    found.add(now.degraded, WARN, f'the pictures are {now.degraded}; is the lens covered, or the '
-                                  'exposure wrong?')
+    found.add(now.degraded, WARN, f'DEGRADED: the pictures are {now.degraded}; is the lens '
+                                  'covered, or the exposure wrong?')
     found.add(now.frozen, WARN, 'camera frozen: it repeats one picture')
     found.add(now.clock_stopped, ERROR, 'clock not advancing: use_sim_time is set and nobody '
                                         'publishes /clock, or it is paused')
@@ -103,7 +106,9 @@ def camera_info_status(now: CameraInfoSnapshot) -> DiagnosticStatus:
     found.add(now.complaint, ERROR, now.complaint)
     if now.waiting > now.timeout:
         topics = ', '.join(f"'{topic.name}' ({_publishers(topic)})" for topic in now.topics)
-        found.add(True, WARN, f'no usable camera_info for {now.waiting:.0f} s on {topics}')
+        frames = ', '.join(map(repr, now.lacking))
+        found.add(True, WARN, f'no camera_info of frame {frames} for {now.waiting:.0f} s on '
+                              f'{topics}; images wait for it')
     for topic in now.topics:
         for line in topic.mismatches:
             found.add(True, WARN, line)
@@ -143,6 +148,15 @@ def transform_status(now: TransformSnapshot) -> DiagnosticStatus:
         'other publishers': ', '.join(now.foreign), **_counts('failed', now.failures)})
 
 
+def output_status(now: OutputSnapshot) -> DiagnosticStatus:
+    """WARN where somebody asks for more than is offered."""
+    found = _Findings()
+    for line in now.mismatches:
+        found.add(True, WARN, line)
+    return found.status('output', f'{sum(now.subscribers.values())} subscribers', {
+        f'subscribers {topic}': count for topic, count in now.subscribers.items()})
+
+
 def refiner_status(now: RefinerSnapshot) -> DiagnosticStatus:
     """WARN at most: localization goes on without."""
     found = _Findings()
@@ -170,7 +184,8 @@ def map_status(now: MapSnapshot) -> DiagnosticStatus:
 _MAKERS = {
     LocalizationSnapshot: localization_status, InputSnapshot: input_status,
     CameraInfoSnapshot: camera_info_status, LatencySnapshot: latency_status,
-    TransformSnapshot: transform_status, RefinerSnapshot: refiner_status, MapSnapshot: map_status,
+    TransformSnapshot: transform_status, OutputSnapshot: output_status,
+    RefinerSnapshot: refiner_status, MapSnapshot: map_status,
 }
 
 

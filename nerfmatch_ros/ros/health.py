@@ -1,25 +1,31 @@
 """Watches the localizer node: ~/status for every frame, /diagnostics and the log every second."""
 
 from collections import Counter
+from dataclasses import replace
+import re
 import time
 from typing import Any
 
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from nerfmatch_ros.localization.frame_pipeline import FrameResult
 from nerfmatch_ros.localization.pose_tracker import TrackerState
 from nerfmatch_ros.ros.diagnostics import diagnostic_array, SILENCE, status_message
 from nerfmatch_ros.ros.managed_node import STEADY
 from nerfmatch_ros.ros.quality import LATCHED
+from nerfmatch_ros.ros.ros_logging import Complaints
 from nerfmatch_ros.ros.snapshots import (
     CameraInfoSnapshot,
     InputSnapshot,
     LatencySnapshot,
     LocalizationSnapshot,
     MapSnapshot,
+    OutputSnapshot,
     RefinerSnapshot,
     TopicSnapshot,
     TransformSnapshot,
 )
-from nerfmatch_ros.ros.statistics import Percentiles, Rate
+from nerfmatch_ros.ros.statistics import DropCounter, Percentiles, Rate
 from nerfmatch_ros.ros.transform_listener import static_transform_command
 import numpy as np
 import torch
@@ -27,6 +33,7 @@ import torch
 PERIOD = 1.0  # seconds
 CLOCK_STOPPED = 3.0  # seconds without progress of a simulated clock
 CLOCK_STEP = 1.0  # seconds by which the system's clock was set
+REMIND = 30.0  # seconds after which the log repeats what is still wrong
 DEGRADED = ('dark', 'saturated', 'flat')  # kinds of drops that say the picture shows nothing
 
 
@@ -41,29 +48,32 @@ class Health:
         self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # Steady: it must run while simulated time stands still.
         self._timer = node.create_timer(PERIOD, self._watch, clock=STEADY)
+        self._reminders = Complaints(node.get_logger(), REMIND)
+        self._frame: FrameResult | None = None  # the newest that was worked on
+        self._same_names = 1
         self._received, self._processed = Rate(), Rate()
         self._broadcast = Rate()
         self._seen_frames = self._seen_broadcasts = 0
         self._refined: Counter[str] = Counter()
         self._refined_at: float | None = None
         self._refined_latency = Percentiles()
-        self._transform_failures: Counter[str] = Counter()
-        self._last_transform_failure: dict[str, float] = {}
+        self._transform_failures = DropCounter()
         self._last_transform_text = ''
-        self._transform_waits = Percentiles()
+        self._missing_link = '', ''  # target and source of the newest failure
         self._last_jump: tuple[float, float] | None = None
         self.jumps = 0
         self._deactivate = False
         self._begun: float | None = None
         self._clock_value: int | None = None
         self._clock_moved = time.monotonic()
-        self._wall_offset = time.time() - time.monotonic()
+        self._clock_offset: float | None = None  # to the steady clock; None: not known
 
     def begin(self):
         """Note that the node was activated."""
         self._begun = self._clock_moved = time.monotonic()
         self._seen_frames = self._seen_broadcasts = 0
         self._deactivate = False
+        self._frame = self._clock_offset = None
         self.publish_status()
 
     def end(self):
@@ -85,11 +95,11 @@ class Health:
         self._refined_at = time.monotonic()
         self._refined_latency.add((self._node.now_ns() - stamp_ns) * 1e-9)
 
-    def note_transform_failure(self, error: Any):
-        """Note why a transform was missing."""
-        self._transform_failures[error.kind] += 1
-        self._last_transform_failure[error.kind] = time.monotonic()
+    def note_transform_failure(self, error: Any, target: str, source: str):
+        """Note why target_from_source was missing."""
+        self._transform_failures.add(error.kind)
         self._last_transform_text = str(error)
+        self._missing_link = target, source
 
     def note_jump(self, metres: float, radians: float, what: str):
         """Note, and say once, that the pose jumped; a planner must know."""
@@ -106,16 +116,16 @@ class Health:
         """Deactivate the node from its own thread: frames cannot be worked on."""
         self._deactivate = True
 
-    def publish_status(self):
-        """Publish the state of the node, after a frame or a transition."""
+    def publish_status(self, frame: FrameResult | None = None):
+        """Publish the state of the node, after a frame or a transition; frame: the one."""
         node = self._node
         if node.pipeline is None:
             return
-        result = node.last_result
+        self._frame = frame = frame or self._frame
         self._status.publish(status_message(
             node.get_name(), self._localization(),
-            stamp_ns=result.stamp_ns if result else 0, verdict=result.verdict if result else '',
-            seconds=result.seconds if result else {},
+            stamp_ns=frame.stamp_ns if frame else 0, verdict=frame.verdict if frame else '',
+            seconds=frame.seconds if frame else {},
             map_sha256=node.pipeline.backend.map_sha256))
 
     # Once a second
@@ -125,27 +135,29 @@ class Health:
         if self._deactivate and node.worker is not None:
             self._deactivate = False
             node.trigger_deactivate()
+        own = node.get_name(), node.get_namespace()
+        self._same_names = node.get_node_names_and_namespaces().count(own)
         self._watch_clock()
         if node.worker is not None:
             node.input.seek_latched()
             self._count()
             self._watch_state()
-            self._complain()
             node.start_pose.save_regularly()
+        snapshots, stamp = self._snapshots(), node.get_clock().now().to_msg()
+        if node.worker is not None:
+            self._remind(snapshots)
         hardware = node.pipeline.backend.map_sha256[:12]
-        self._diagnostics.publish(diagnostic_array(
-            node.get_name(), node.get_clock().now().to_msg(), self._snapshots(), hardware))
+        self._diagnostics.publish(
+            diagnostic_array(node.get_name(), stamp, snapshots, hardware))
 
     def _count(self):
         """Bring the rates up to date."""
         now, received = time.monotonic(), self._node.input.received
-        for _ in range(received - self._seen_frames):
-            self._received.add(now)
+        self._received.add(now, received - self._seen_frames)
         self._seen_frames = received
         if self._node.broadcaster is not None:
             sent = self._node.broadcaster.sent
-            for _ in range(sent - self._seen_broadcasts):
-                self._broadcast.add(now)
+            self._broadcast.add(now, sent - self._seen_broadcasts)
             self._seen_broadcasts = sent
 
     def _watch_clock(self):
@@ -154,11 +166,14 @@ class Health:
         value = node.now_ns()
         if value != self._clock_value:
             self._clock_value, self._clock_moved = value, now
-        offset = time.time() - now
-        step, self._wall_offset = offset - self._wall_offset, offset
-        if abs(step) > CLOCK_STEP and not node.uses_simulated_time():
-            node.restart_epoch(f'the system clock was set by {step:.1f} s',
-                               clear_transforms=True)
+        # A simulated clock runs at a pace of its own; rclpy tells of its jumps.
+        before, self._clock_offset = self._clock_offset, (
+            None if node.uses_simulated_time() else value * 1e-9 - now)
+        if before is None or self._clock_offset is None:
+            return
+        step = self._clock_offset - before
+        if abs(step) > CLOCK_STEP:
+            node.on_clock_jump(f'the clock was set by {step:.1f} s')
 
     def _watch_state(self):
         """Let time turn coasting into lost, and say when the state changes to lost."""
@@ -171,53 +186,53 @@ class Health:
         if changed:
             self.publish_status()
 
-    def _complain(self):
+    def _remind(self, snapshots: list[Any]):
         """Say in the log what keeps poses from coming; seldom the same twice."""
         node = self._node
-        if time.monotonic() - self._begun < SILENCE:
-            return  # others may be starting too
+        starting = time.monotonic() - self._begun < SILENCE  # others may be, too
+        told = [unsaid(snapshot) for snapshot in snapshots
+                if not (starting and isinstance(snapshot, TransformSnapshot))]
         for status in diagnostic_array(
-                node.get_name(), node.get_clock().now().to_msg(),
-                [s for s in self._snapshots() if not isinstance(
-                    s, (LocalizationSnapshot, RefinerSnapshot, LatencySnapshot))]).status:
-            log = (node.complaints.error if status.level == DiagnosticStatus.ERROR
-                   else node.complaints.warning)
-            if status.level != DiagnosticStatus.OK:
-                log(f'watch {status.name}', f'{status.name.split(": ")[-1]}: {status.message}')
-        localization = self._localization()
-        if localization.same_names > 1:
-            node.complaints.error(
-                'same name', f'{localization.same_names} nodes are named '
+                '', Time(), [snapshot for snapshot in told if snapshot is not None]).status:
+            if status.level == DiagnosticStatus.OK:
+                continue
+            log = (self._reminders.error if status.level == DiagnosticStatus.ERROR
+                   else self._reminders.warning)
+            text = f'{status.name.removeprefix(": ")}: {status.message}'
+            log(re.sub(r'[\d.]+', '', text), text)  # the same, for a longer time, is the same
+        if self._same_names > 1:
+            self._reminders.error(
+                'same name', f'{self._same_names} nodes are named '
                 f'{node.get_fully_qualified_name()}; give each its own namespace')
 
     # Snapshots
 
     def _snapshots(self) -> list[Any]:
-        made = [self._localization(), self._latency(), self._transforms(), self._refiner(),
-                self._map()]
+        made = [self._localization(), self._latency(), self._transforms(), self._output(),
+                self._refiner(), self._map()]
         if self._node.input is not None:
             made[1:1] = [self._input(), self._camera_info()]
         return made
 
     def _localization(self) -> LocalizationSnapshot:
         node = self._node
-        result, estimate = node.last_result, None
+        frame, estimate = self._frame, None
         active = node.worker is not None
         with node.lock:
             tracker = node.pipeline.tracker
             state, epoch = tracker.state, tracker.epoch
             counts, rejects = dict(tracker.counts), tracker.consecutive_rejects
         deviations = None, None
-        if result is not None:
-            estimate = result.estimate
-            covariance = result.pose.covariance if result.pose is not None else None
-            if covariance is not None:
-                sigma = np.sqrt(covariance.diagonal())
+        if frame is not None:
+            estimate = frame.estimate
+            if frame.pose is not None:
+                sigma = np.sqrt(frame.pose.covariance.diagonal())
                 deviations = tuple(sigma[:3].tolist()), tuple(sigma[3:].tolist())
         return LocalizationSnapshot(
             state=state.name, active=active, paused=node.paused, epoch=epoch,
-            failing=active and node.worker.failing, same_names=self._same_names(),
-            reason=result.reason if result else '',
+            failing=node.unexpected.failing, same_names=self._same_names,
+            reason=frame.reason if frame else '',
+            degraded=frame is not None and frame.verdict in DEGRADED,
             fix_age=(time.monotonic() - node.last_accepted
                      if state != TrackerState.UNLOCALIZED else None),
             inliers=estimate and estimate.inliers, matches=estimate and estimate.matches,
@@ -234,7 +249,8 @@ class Health:
             topics=self._topics(source.image_topics), silence=silence,
             received=source.received, rate=self._received.per_second(now),
             processed_rate=self._processed.per_second(now), age=node.latencies['age'].summary(),
-            encoding=source.encoding, transport=node.parameters.values.image_transport,
+            encoding=source.encoding, size=source.size,
+            transport=node.parameters.values.image_transport,
             degraded=kind if kind in DEGRADED else '', frozen=kind == 'frozen',
             clock_stopped=(node.uses_simulated_time()
                            and now - self._clock_moved > CLOCK_STOPPED),
@@ -243,16 +259,14 @@ class Health:
     def _camera_info(self) -> CameraInfoSnapshot:
         node = self._node
         source, frames = node.input, node.input.cameras.frames
-        waiting = node.worker.slot.waiting() if node.worker is not None else None
         known = [frame for frame, camera in frames.items() if camera is not None]
-        lacking = waiting is not None and waiting.header.frame_id.lstrip('/') not in known
+        lacking = source.lacking()
         return CameraInfoSnapshot(
-            topics=self._topics(source.info_topics), frames=tuple(known),
-            waiting=time.monotonic() - max(node.last_processed, self._begun) if lacking else 0.0,
+            topics=self._topics(source.info_topics), frames=tuple(known), lacking=tuple(lacking),
+            waiting=max(lacking.values(), default=0.0),
             timeout=node.parameters.values.camera_info_timeout,
             model=next((frames[frame].model for frame in known), ''),
-            changes=source.cameras.changes,
-            complaint='' if known or not frames else 'the camera_info heard of cannot be used',
+            changes=source.cameras.changes, complaint='; '.join(source.cameras.complaints),
             size_matches=False if node.last_drop[0] == 'bad_size' else None)
 
     def _latency(self) -> LatencySnapshot:
@@ -266,26 +280,34 @@ class Health:
     def _transforms(self) -> TransformSnapshot:
         node = self._node
         parameters, broadcaster = node.parameters.values, node.broadcaster
-        kind = node.last_drop[0]
-        missing = kind.startswith('tf_')
+        missing = node.last_drop[0].startswith('tf_')
+        target, source = self._missing_link
         extrinsic = ''
-        if missing and f"'{parameters.base_frame_id}'" in self._last_transform_text and \
-                parameters.odom_frame_id not in self._last_transform_text:
-            camera = node.camera_frame(node.input.newest_frame_id if node.input else '')
+        if missing and target == parameters.base_frame_id:
             extrinsic = (f'{self._last_transform_text}; publish it, for example: '
-                         + static_transform_command(parameters.base_frame_id, camera))
+                         + static_transform_command(target, source))
         odometry = None
         if parameters.tf_mode == 'map_to_odom':
-            odometry = not (missing and not extrinsic)
+            odometry = not (missing and target == parameters.odom_frame_id)
         return TransformSnapshot(
             mode=parameters.tf_mode, odom_frame=parameters.odom_frame_id,
             base_frame=parameters.base_frame_id, odometry=odometry, extrinsic_fault=extrinsic,
-            wait=node.latencies['transforms'].summary(), failures=dict(self._transform_failures),
+            wait=node.latencies['transforms'].summary(),
+            failures=self._transform_failures.counts(),
             foreign=tuple(f'{parent} -> {child}' for child, parent in
-                          node.foreign.foreign().items()) if node.foreign is not None else (),
+                          node.foreign.foreign().items())
+            if node.foreign is not None and parameters.tf_broadcast else (),
             rate=self._broadcast.per_second(time.monotonic()),
             sent=broadcaster.sent if broadcaster is not None else 0,
             jumps=self.jumps)
+
+    def _output(self) -> OutputSnapshot:
+        node = self._node
+        inputs = () if node.input is None else (*node.input.image_topics, *node.input.info_topics)
+        return OutputSnapshot(
+            subscribers={topic: node.count_subscribers(topic) for topic in node.output.topics},
+            mismatches=tuple(line for line in node.mismatches.lines()
+                             if not line.startswith(tuple(f"'{topic}'" for topic in inputs))))
 
     def _refiner(self) -> RefinerSnapshot:
         at = self._refined_at
@@ -309,10 +331,16 @@ class Health:
 
     def _topics(self, names: list[str]) -> tuple[TopicSnapshot, ...]:
         return tuple(TopicSnapshot(
-            name, self._node.count_publishers(name),
-            tuple(line for line in self._node.incompatible if line.startswith(f"'{name}'")))
+            name, self._node.count_publishers(name), tuple(self._node.mismatches.lines(name)))
             for name in names)
 
-    def _same_names(self) -> int:
-        own = self._node.get_name(), self._node.get_namespace()
-        return self._node.get_node_names_and_namespaces().count(own)
+
+def unsaid(snapshot: Any) -> Any:
+    """Leave out what the log was told when it happened; None for what is not to be logged."""
+    if isinstance(snapshot, InputSnapshot):
+        return replace(snapshot, degraded='', frozen=False, last_drop='')
+    if isinstance(snapshot, CameraInfoSnapshot):
+        return replace(snapshot, complaint='', size_matches=None)
+    if isinstance(snapshot, (TransformSnapshot, MapSnapshot)):
+        return snapshot
+    return None

@@ -6,8 +6,8 @@ from typing import Any
 import zlib
 
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.ros.camera_messages import CameraCache
-from nerfmatch_ros.ros.conversions import stamp_ns
+from nerfmatch_ros.ros.camera_messages import CameraCache, MOST_FRAMES
+from nerfmatch_ros.ros.conversions import stamp_message, stamp_ns
 from nerfmatch_ros.ros.frame_gate import FrameGate, picture_fault
 from nerfmatch_ros.ros.image_messages import compressed_to_rgb, FrameRejected, image_to_rgb
 from nerfmatch_ros.ros.quality import LATCHED, MismatchReporter, SENSOR_BY_NAME, TRANSIENT_LOCAL
@@ -55,9 +55,9 @@ class ImageInput:
         suffix = '/compressed' if self._compressed else ''
         self.received = 0
         self.last_arrival = 0.0  # time.monotonic()
-        self.newest_ns: int | None = None
-        self.newest_frame_id = ''
         self.encoding = ''
+        self.size: tuple[int, int] | None = None  # width, height
+        self._lacking: dict[str, float] = {}  # since when images of a frame lack a camera_info
         self._subscriptions = []
         self.image_topics, self.info_topics = [], []
         self._latched: dict[str, Any] = {}
@@ -84,6 +84,11 @@ class ImageInput:
             self._node.destroy_subscription(subscription)
         self._subscriptions, self._latched = [], {}
 
+    def lacking(self) -> dict[str, float]:
+        """Give the frames that images come of but no camera_info, with seconds since when."""
+        now = time.monotonic()
+        return {frame: now - since for frame, since in list(self._lacking.items())}
+
     def seek_latched(self):
         """Ask for a camera_info that was published once, perhaps before this node came up.
 
@@ -105,6 +110,7 @@ class ImageInput:
         """
         pixels = (compressed_to_rgb if self._compressed else image_to_rgb)(message)
         height, width = pixels.shape[:2]
+        self.size = width, height
         camera = self.cameras.get(message.header.frame_id, width, height)
         fault = picture_fault(pixels)
         if fault:
@@ -118,18 +124,19 @@ class ImageInput:
         """Hand a message on, unless its header makes it useless."""
         self.received += 1
         self.last_arrival = time.monotonic()
-        now = self._node.get_clock().now()
+        now_ns = self._node.now_ns()
         if self._zero_is_now and stamp_ns(message.header) == 0:
-            message.header.stamp = now.to_msg()
-        stamp = stamp_ns(message.header)
+            message.header.stamp = stamp_message(now_ns)
+        frame_id = message.header.frame_id
         drop = self.gate.check(
-            stamp, now.nanoseconds, fingerprint(message.data), message.header.frame_id)
+            stamp_ns(message.header), now_ns, fingerprint(message.data), frame_id)
         if self.gate.restarted:
             self._on_restart()
         if drop is not None:
             self._drop(drop.kind, drop.text)
             return
-        self.newest_ns, self.newest_frame_id = stamp, message.header.frame_id
+        if not self.cameras.has_heard_of(frame_id) and len(self._lacking) < MOST_FRAMES:
+            self._lacking.setdefault(frame_id, self.last_arrival)
         self.encoding = message.format if self._compressed else message.encoding
         self._on_frame(message)
 
@@ -137,4 +144,6 @@ class ImageInput:
         complaint = self.cameras.put(message)
         if complaint:
             self._node.get_logger().error(complaint)
+        for frame_id in filter(self.cameras.has_heard_of, list(self._lacking)):
+            del self._lacking[frame_id]
         self._on_camera()

@@ -18,7 +18,7 @@ from typing import Any
 
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nerfmatch_ros.config import choose_device
-from nerfmatch_ros.errors import MapError, NerfmatchError
+from nerfmatch_ros.errors import NerfmatchError
 from nerfmatch_ros.localization.frame_pipeline import (
     FramePipeline,
     FrameResult,
@@ -28,13 +28,14 @@ from nerfmatch_ros.localization.frame_pipeline import (
 from nerfmatch_ros.localization.pose_history import HistoryOptions
 from nerfmatch_ros.localization.pose_slew import SlewLimits
 from nerfmatch_ros.localization.pose_tracker import PoseTracker, TrackerOptions
-from nerfmatch_ros.ros.backend import load_localizer, with_parameters
+from nerfmatch_ros.ros.backend import load_localizer, require_device, with_parameters
 from nerfmatch_ros.ros.conversions import read_pose_with_covariance, stamp_ns
 from nerfmatch_ros.ros.foreign_watch import ForeignWatch
 from nerfmatch_ros.ros.frame_gate import FrameGate, FrameGateOptions
-from nerfmatch_ros.ros.frame_worker import FrameWorker
+from nerfmatch_ros.ros.frame_worker import drop_kind, FrameWorker
 from nerfmatch_ros.ros.health import Health
 from nerfmatch_ros.ros.image_input import ImageInput
+from nerfmatch_ros.ros.image_messages import FrameRejected
 from nerfmatch_ros.ros.localizer_services import LocalizerServices
 from nerfmatch_ros.ros.managed_node import ManagedNode
 from nerfmatch_ros.ros.parameter_set import ParameterSet
@@ -50,8 +51,11 @@ from nerfmatch_ros.ros.transform_buffer import TransformError
 from nerfmatch_ros.ros.transform_listener import TransformListener
 from nerfmatch_ros.ros.transforms import TransformPublisher
 import numpy as np
+from rclpy.clock import JumpHandle, JumpThreshold
+from rclpy.duration import Duration
 
 NODE_NAME = 'nerfmatch_localizer'
+SAME_JUMP = 3.0  # seconds within which images and the clock tell of one jump of time
 
 
 class LocalizerNode(ManagedNode):
@@ -76,25 +80,28 @@ class LocalizerNode(ManagedNode):
         self.paused = False
         self.map_path = ''
         self.foreign: ForeignWatch | None = None
+        self._time_jumped = '', 0.0  # who told of the last jump of time, and when (steady)
+        self._clock_jumps: JumpHandle | None = None
+        self._wanted = '', ''  # target and source of the newest lookup
         self.last_drop = '', ''  # kind and text, until a frame is worked on again
-        self.last_processed = time.monotonic()
         self.last_result: FrameResult | None = None
         self.last_accepted = time.monotonic()
         self.attempted = threading.Condition()
         self.attempts = 0  # frames that were worked on
         self._load = load
+        self._device = 'cpu'
         self._log_handler = None
-        self._output: PoseOutput | None = None
+        self.output: PoseOutput | None = None
         self._offered_services: LocalizerServices | None = None
         self.start_pose: StartPose | None = None
         self._subscriptions_of_poses: list[Any] = []
         self._pending_initial_pose: PoseWithCovarianceStamped | None = None
         self._sender: TransformPublisher | None = None
+        self.mismatches = MismatchReporter(self, self.get_logger().error)
         # Before activation too, so that a pose that is given early is not lost.
         self._initial_poses = self.create_subscription(
-            PoseWithCovarianceStamped, 'initialpose', self.take_initial_pose, NEWEST)
-        self.mismatches = MismatchReporter(self, self._on_mismatch)
-        self.incompatible: list[str] = []
+            PoseWithCovarianceStamped, 'initialpose', self.take_initial_pose, NEWEST,
+            event_callbacks=self.mismatches.of_subscription('initialpose', NEWEST))
         if self.parameters.values.autostart:
             self.start_automatically()
 
@@ -104,7 +111,7 @@ class LocalizerNode(ManagedNode):
         """Check the parameters, load the map, make publishers and services."""
         parameters = self.parameters.checked()
         self._log_handler = forward_core_logs(self.get_logger())
-        device = choose_device(parameters.device)
+        self._device = device = choose_device(parameters.device)
         if parameters.device == 'auto' and device == 'cpu':
             self.get_logger().warning('device auto: no GPU is found, computing on the CPU')
         backend, seconds = self._load_backend(parameters)
@@ -113,12 +120,16 @@ class LocalizerNode(ManagedNode):
             parameters.tf_mode, parameters.pose_frame, parameters.base_frame_id,
             parameters.odom_frame_id)
         self.pipeline = FramePipeline(
-            backend, PoseTracker(tracker_options(parameters)), frames, self._lookup,
-            lock=self.lock, options=pipeline_options(parameters))
-        self._output = PoseOutput(self, parameters.global_frame_id, self.mismatches)
+            with_parameters(backend, parameters), PoseTracker(tracker_options(parameters)),
+            frames, self._lookup,
+            lock=self.lock, options=pipeline_options(parameters),
+            on_odometry_jump=self._on_odometry_jump)
+        self.output = PoseOutput(self, parameters.global_frame_id, self.mismatches)
         self.start_pose = StartPose(self)
         if frames.base is not None or frames.odom is not None:
-            self.foreign = ForeignWatch()
+            ours = {'map_to_odom': [parameters.odom_frame_id],
+                    'map_to_base': [parameters.base_frame_id]}.get(parameters.tf_mode, [])
+            self.foreign = ForeignWatch(*ours)
             self.listener = TransformListener(
                 self, duration=parameters.tf_buffer_duration, on_transform=self.foreign.heard)
         self.health = Health(self, device)
@@ -126,16 +137,21 @@ class LocalizerNode(ManagedNode):
         self.get_logger().info(
             f'map {parameters.map_path}, device {device}, loaded and warm in {seconds:.2f} s; '
             f'poses of {"the camera" if frames.pose_of_camera else parameters.base_frame_id} in '
-            f'{parameters.global_frame_id} on {self._output.topic}, tf_mode {parameters.tf_mode}')
+            f'{parameters.global_frame_id} on {self.output.topic}, tf_mode {parameters.tf_mode}')
 
     def begin(self):
         """Listen to images and start the threads."""
         parameters = self.parameters.checked()
+        require_device(self._device)
+        # First, as `halt` goes by it.
+        self.worker = FrameWorker(
+            self._work, self.unexpected, drop=self._drop, is_ready=self._is_ready,
+            give_up=self._give_up, save_memory=self._save_memory)
         self.reset('activated')
         self.paused = False
         self.drops = DropCounter()
         self.last_drop = '', ''
-        self.last_accepted = self.last_processed = time.monotonic()
+        self.last_accepted = time.monotonic()
         if parameters.tf_mode == 'map_to_odom':
             self.broadcaster = MapToOdomBroadcaster(
                 self, self.listener, parent=parameters.global_frame_id,
@@ -147,15 +163,16 @@ class LocalizerNode(ManagedNode):
             self.broadcaster.enabled = parameters.tf_broadcast
         elif parameters.tf_mode != 'none':
             self._sender = TransformPublisher(self, watch=self.foreign)
-        self.worker = FrameWorker(
-            self._work, self.get_logger(), drop=self._drop, is_ready=self._is_ready,
-            give_up=self._give_up, save_memory=self._save_memory)
         self.input = ImageInput(
             self, parameters, self.mismatches, gate=FrameGate(gate_options(parameters)),
             drop=self._drop, on_frame=self._on_frame, on_restart=self._on_restart,
             on_camera=self._on_camera, zero_is_now=parameters.stamp_zero_as_now)
+        self._clock_jumps = self.get_clock().create_jump_callback(
+            JumpThreshold(min_forward=None, min_backward=Duration(seconds=-1)),
+            post_callback=lambda _: self.on_clock_jump('the clock went back'))
         self._subscriptions_of_poses = [self.create_subscription(
-            PoseWithCovarianceStamped, 'refined_pose', self._on_refined_pose, EVERY)]
+            PoseWithCovarianceStamped, 'refined_pose', self._on_refined_pose, EVERY,
+            event_callbacks=self.mismatches.of_subscription('refined_pose', EVERY))]
         self.start_pose.apply(parameters)
         if self._pending_initial_pose is not None:
             message, self._pending_initial_pose = self._pending_initial_pose, None
@@ -169,7 +186,11 @@ class LocalizerNode(ManagedNode):
         """Stop listening; a frame that is being worked on is finished and dropped."""
         if self.worker is None:
             return
-        self.reset('deactivated', keep_pose=True)
+        self.reset('deactivated')
+        self.worker.slot.close()
+        if self._clock_jumps is not None:
+            self._clock_jumps.unregister()
+            self._clock_jumps = None
         if self.input is not None:
             self.input.close()
             self.input = None
@@ -178,8 +199,13 @@ class LocalizerNode(ManagedNode):
         self._subscriptions_of_poses = []
         if self.listener is not None:
             self.listener.interrupt()
-        self.stopped = self.worker.stop()
+        # Before the wait, which a second signal may cut short.
+        self.start_pose.save()
+        self.worker.stop(self.patience)
+        self.unfinished.append(self.worker.thread)
         self.worker = None
+        with self.attempted:
+            self.attempted.notify_all()  # ~/relocalize waits in vain
         if self.broadcaster is not None:
             self.broadcaster.close()
             self.broadcaster = None
@@ -187,11 +213,10 @@ class LocalizerNode(ManagedNode):
             self._sender.close()
             self._sender = None
         self.health.end()
-        self.start_pose.save()
 
     def release(self):
         """Take down what `start_up` made, in reverse order; the model's memory is given back."""
-        for name in ('_offered_services', 'health', 'listener', '_output'):
+        for name in ('_offered_services', 'health', 'listener', 'output'):
             part = getattr(self, name)
             setattr(self, name, None)
             if part is not None:
@@ -203,12 +228,6 @@ class LocalizerNode(ManagedNode):
         if self._log_handler is not None:
             stop_forwarding(self._log_handler)
             self._log_handler = None
-
-    def close(self) -> bool:
-        """End the node; False if an inference would not end in time."""
-        self.stopped = True
-        super().close()
-        return self.stopped
 
     # What comes in; all of it on the executor's thread
 
@@ -227,11 +246,27 @@ class LocalizerNode(ManagedNode):
 
     def _is_ready(self, message: Any) -> bool:
         source = self.input
-        return source is None or message.header.frame_id.lstrip('/') in source.cameras.frames
+        return source is None or source.cameras.has_heard_of(message.header.frame_id)
 
     def _on_restart(self):
         """Stamps went back by a second or more: a bag began anew, or a clock was set."""
-        self.restart_epoch('stamps went back', clear_transforms=True)
+        self._on_time_jump('stamps', 'the stamps of images went back')
+
+    def on_clock_jump(self, reason: str):
+        """Begin anew after the clock was set."""
+        if self.input is None:
+            return
+        self.input.gate.reset()  # stamps that go back as well are no second event
+        self._on_time_jump('clock', reason)
+
+    def _on_time_jump(self, witness: str, reason: str):
+        """Begin anew, once for an event that images and clock both tell of."""
+        now, (before, when) = time.monotonic(), self._time_jumped
+        if before not in ('', witness) and now - when < SAME_JUMP:
+            self._time_jumped = '', now
+            return
+        self._time_jumped = witness, now
+        self.restart_epoch(reason, clear_transforms=True)
 
     def take_initial_pose(self, message: PoseWithCovarianceStamped):
         """Take the pose as a place to look first; before activation it is kept."""
@@ -261,30 +296,37 @@ class LocalizerNode(ManagedNode):
     # The worker's thread
 
     def _work(self, message: Any):
-        """Take one image from its bytes to what is published."""
-        source = self.input
+        """Take one image from its bytes to what is published; say of any what became of it."""
+        source, stamp = self.input, stamp_ns(message.header)
         if source is None:
             return
+        with self.lock:
+            epoch = self.pipeline.tracker.epoch
+        try:
+            self._localize(source, message, stamp)
+        except Exception as error:
+            if self.worker is not None and not self.worker.slot.closed:
+                self._publish_status(FrameResult(
+                    stamp, epoch, drop_kind(error), reason=str(error)))
+            raise
+
+    def _localize(self, source: ImageInput, message: Any, stamp: int):
         started = time.perf_counter()
-        stamp = stamp_ns(message.header)
         self.latencies['age'].add((self.now_ns() - stamp) * 1e-9)
         try:
             image = source.decode(message)
         except NerfmatchError:
             with self.lock:
                 self.pipeline.tracker.add_failure(stamp)
-            self._publish_status()
             raise
         self.latencies['decode'].add(time.perf_counter() - started)
         frame = self.camera_frame(message.header.frame_id)
         try:
             result = self.pipeline.process(image, stamp, frame)
         except TransformError as error:
-            self.health.note_transform_failure(error)
-            self._publish_status()
-            raise
+            self.health.note_transform_failure(error, *self._wanted)
+            raise FrameRejected(f'tf_{error.kind}', str(error)) from error
         self.last_drop = '', ''
-        self.last_processed = time.monotonic()
         self.health.note_processed()
         for step, seconds in result.seconds.items():
             self.latencies[step].add(seconds)
@@ -303,27 +345,29 @@ class LocalizerNode(ManagedNode):
                 return
             self.last_result = result
             if result.raw is not None:
-                self._output.send_raw(*self.pipeline.raw_pose(result), stamp,
+                self.output.send_raw(*self.pipeline.raw_pose(result), stamp,
                                       parameters.covariance_diagonal_only)
             if result.pose is not None:
                 self.last_accepted = time.monotonic()
+                self.start_pose.remember(result.pose)
                 # The transform goes first: who receives the pose may look it up at once.
                 self._send_transform(result, message.header)
-                self._output.send(*self.pipeline.published_pose(result), stamp,
+                self.output.send(*self.pipeline.published_pose(result), stamp,
                                   parameters.covariance_diagonal_only)
-        if result.odometry_jumped:
-            self.get_logger().warning('odometry jumped: a new epoch begins')
         if result.jump is not None:
             self.health.note_jump(*result.jump, 'relocalized')
         if result.pose is None and result.verdict != 'pending':
             self.complaints.warning(
                 result.verdict, f'no pose for image {image.name}: {result.reason}')
-        self._publish_status()
-        self._output.send_debug(self.pipeline.backend, image, result.estimate, message.header)
+        self._publish_status(result)
+        self.output.send_debug(self.pipeline.backend, image, result.estimate, message.header)
 
     def _send_transform(self, result: FrameResult, header: Any):
         parameters = self.parameters.values
         if self.broadcaster is not None:
+            if result.jump is not None:
+                # Said already; the transform goes there at once instead of jumping once more.
+                self.broadcaster.clear_goal()
             self._update_broadcast(result.odom_from_base)
         elif self._sender is not None and parameters.tf_broadcast:
             child = parameters.base_frame_id
@@ -348,8 +392,12 @@ class LocalizerNode(ManagedNode):
             broadcaster.set_goal(goal, odom_from_base)
 
     def _lookup(self, target: str, source: str, stamp: int) -> np.ndarray:
+        self._wanted = target, source
+        worker = self.worker
+        listening = worker is not None and not worker.slot.closed
         return self.listener.lookup(
-            target, source, stamp, wait=self.parameters.values.wait_for_transform)
+            target, source, stamp,
+            wait=self.parameters.values.wait_for_transform if listening else 0.0)
 
     def _drop(self, kind: str, text: str):
         """Count a frame that could not be used, whoever found out."""
@@ -370,15 +418,11 @@ class LocalizerNode(ManagedNode):
         if hasattr(backend, 'save_memory'):
             backend.save_memory()
 
-    def _publish_status(self):
+    def _publish_status(self, frame: FrameResult | None = None):
         if self.health is not None:
-            self.health.publish_status()
+            self.health.publish_status(frame)
 
     # For services, health and start pose
-
-    def now_ns(self) -> int:
-        """Give the time of the node's clock, which may be simulated."""
-        return self.get_clock().now().nanoseconds
 
     def uses_simulated_time(self) -> bool:
         """Tell whether the node's time comes from /clock."""
@@ -388,36 +432,40 @@ class LocalizerNode(ManagedNode):
         """Give the frame of the camera that an image came from."""
         return self.parameters.values.camera_frame_id or image_frame.lstrip('/')
 
-    def reset(self, reason: str, *, keep_pose: bool = False):
+    def reset(self, reason: str):
         """Begin a new epoch: what is being computed for the old one is dropped."""
         with self.lock:
             if self.pipeline is None:
                 return
-            if keep_pose and self.start_pose is not None:
-                self.start_pose.remember()
             self.pipeline.tracker.reset(reason)
 
     def restart_epoch(self, reason: str, *, clear_transforms: bool):
         """Begin a new epoch after time itself was disturbed."""
         self.get_logger().info(f'{reason}: a new epoch begins')
-        self.reset(reason)
-        if self.broadcaster is not None:
-            self.broadcaster.clear_goal()
+        with self.lock:
+            self.reset(reason)
+            if self.broadcaster is not None:
+                self.broadcaster.clear_goal()
+        if self.worker is not None:
+            self.worker.slot.clear()  # a frame of the time before
         if clear_transforms and self.listener is not None:
             self.listener.clear()
 
     def swap_map(self, folder: str) -> str:
         """Load another map and use it; the old one stays if that fails. Gives its sha256."""
-        parameters = replace(self.parameters.values, map_path=folder)
-        backend, seconds = self._load_backend(parameters)
+        pipeline = self.pipeline
+        backend, seconds = self._load_backend(replace(self.parameters.values, map_path=folder))
         with self.lock:
-            if self.pipeline is None:
-                raise MapError('the node was cleaned up while the map was loaded')
-            self.pipeline.backend = backend
-            self.pipeline.tracker.reset('another map')
+            if pipeline is None or self.pipeline is not pipeline:
+                raise NerfmatchError('the node was cleaned up while the map was loaded; '
+                                     'call the service again')
+            # The parameters may have changed while the map was loaded.
+            pipeline.backend = with_parameters(backend, self.parameters.values)
+            pipeline.tracker.reset('another map')
             self.map_path = folder
-        if self.broadcaster is not None:
-            self.broadcaster.clear_goal()
+            if self.broadcaster is not None:
+                self.broadcaster.clear_goal()
+        self._publish_status()  # the refiner learns here that the map is another one
         self.get_logger().info(f'map {folder} in use, loaded in {seconds:.2f} s')
         return backend.map_sha256
 
@@ -427,7 +475,7 @@ class LocalizerNode(ManagedNode):
             Path(parameters.map_path).expanduser(), device=choose_device(parameters.device),
             threads=parameters.threads or None, sha256=parameters.map_sha256,
             warm=parameters.warmup, memory_fraction=parameters.max_gpu_memory_fraction)
-        return with_parameters(backend, parameters), time.perf_counter() - started
+        return backend, time.perf_counter() - started
 
     def _on_parameters(self, parameters: LocalizerParameters):
         """Apply what may be changed while the node runs."""
@@ -445,9 +493,11 @@ class LocalizerNode(ManagedNode):
             self.broadcaster.stale_timeout = parameters.tf_stale_timeout
             self.broadcaster.enabled = parameters.tf_broadcast
 
-    def _on_mismatch(self, line: str):
-        self.get_logger().error(line)
-        self.incompatible.append(line)
+    def _on_odometry_jump(self):
+        """Send map -> odom no more: the odometry it was made for is over."""
+        self.get_logger().warning('odometry jumped: a new epoch begins')
+        if self.broadcaster is not None:
+            self.broadcaster.clear_goal()
 
     def _on_jump(self, metres: float, radians: float):
         if self.health is not None:

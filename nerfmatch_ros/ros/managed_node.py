@@ -1,13 +1,20 @@
 """A lifecycle node that says why a transition failed and can start by itself."""
 
 from collections.abc import Callable
+import threading
 import traceback
+from typing import Any
 
 from nerfmatch_ros.errors import NerfmatchError
+from nerfmatch_ros.ros.manager_bond import break_bond, form_bond
+from nerfmatch_ros.ros.unexpected_errors import UnexpectedErrors
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+ERROR = TransitionCallbackReturn.ERROR
+PATIENCE = 4.0  # seconds that a node waits for what it computes; managers lose theirs after 5
+LAST_PATIENCE = 2.0  # seconds, when the process ends
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)  # runs while simulated time stands still
 
 
@@ -17,14 +24,21 @@ class ManagedNode(LifecycleNode):
 
     rclpy swallows what a transition raises; here it is logged, and the transition fails in a way
     that can be tried again. `halt` and `release` must be safe to call at any time, also twice.
+    What a callback raises is logged and counted, where rclpy would end the process.
     """
+
+    unexpected: UnexpectedErrors | None = None  # not there yet for callbacks of rclpy's own
 
     def __init__(self, name: str, **options):
         """Construct; options: of rclpy's LifecycleNode."""
         super().__init__(name, **options)
+        self.unexpected = UnexpectedErrors(self.get_logger())
         self.failure = ''  # why the last transition failed
         self.fatal = ''  # why the process has to end with an error; '' while all is well
+        self.patience = PATIENCE
         self.starting = False  # a transition that may take long is under way
+        self.unfinished: list[threading.Thread] = []  # which may have outlasted their part
+        self._bond: Any = None  # with a lifecycle manager, while active
 
     def start_up(self):
         """Configure: acquire what the node needs; raise NerfmatchError to refuse."""
@@ -38,6 +52,26 @@ class ManagedNode(LifecycleNode):
     def release(self):
         """Clean up: let go of what `start_up` acquired."""
 
+    def now_ns(self) -> int:
+        """Give the time of the node's clock, which may be simulated."""
+        return self.get_clock().now().nanoseconds
+
+    def create_subscription(self, message_type: Any, topic: str, callback: Callable, *arguments,
+                            **options):
+        """Subscribe as rclpy does, with a callback that outlives what it raises."""
+        return super().create_subscription(
+            message_type, topic, self._guarded(callback), *arguments, **options)
+
+    def create_timer(self, period: float, callback: Callable, *arguments, **options):
+        """Make a timer as rclpy does, with a callback that outlives what it raises."""
+        return super().create_timer(period, self._guarded(callback), *arguments, **options)
+
+    def create_service(self, service_type: Any, name: str, callback: Callable, *arguments,
+                       **options):
+        """Offer a service as rclpy does, with a callback that outlives what it raises."""
+        return super().create_service(
+            service_type, name, self._guarded(callback), *arguments, **options)
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Acquire everything or nothing."""
         self.starting = True
@@ -49,15 +83,17 @@ class ManagedNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start, or stay inactive."""
-        return self._attempt('activate', self.begin, super().on_activate, state, undo=self.halt)
+        return self._attempt('activate', self._begin, super().on_activate, state,
+                             undo=self._halt)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop; what is being computed is finished and dropped."""
-        return self._attempt('deactivate', self.halt, super().on_deactivate, state)
+        # After an error the node is no longer active, so it must not count as such.
+        return self._attempt('deactivate', self._halt, super().on_deactivate, state, failed=ERROR)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything."""
-        return self._attempt('clean up', self._end, super().on_cleanup, state)
+        return self._attempt('clean up', self._end, super().on_cleanup, state, failed=ERROR)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and release everything."""
@@ -82,18 +118,42 @@ class ManagedNode(LifecycleNode):
 
     def close(self) -> bool:
         """End the node in any state; False if a thread of it would not stop in time."""
-        for step in (self.halt, self.release):
+        self.patience = LAST_PATIENCE
+        for step in (self._halt, self.release):
             self._attempt('end', step, lambda _: SUCCESS, None)
         self.destroy_node()
-        return True
+        return not self._is_computing()
+
+    def _guarded(self, callback: Callable) -> Callable:
+        return callback if self.unexpected is None else self.unexpected.guard(callback)
+
+    def _is_computing(self) -> bool:
+        self.unfinished = [thread for thread in self.unfinished if thread.is_alive()]
+        return bool(self.unfinished)
+
+    def _begin(self):
+        if self._is_computing():
+            raise NerfmatchError('what was computed before the node was deactivated is not '
+                                 'finished; activate the node again in a while')
+        self.begin()
+        self._bond = form_bond(self, self.get_parameter('bond_heartbeat_period').value)
+
+    def _halt(self):
+        try:
+            self.halt()
+        finally:
+            bond, self._bond = self._bond, None
+            break_bond(self, bond)
 
     def _end(self):
-        self.halt()
-        self.release()
+        try:
+            self._halt()
+        finally:
+            self.release()
 
     def _attempt(
         self, what: str, action: Callable[[], None], entities: Callable, state, *,
-        undo: Callable[[], None] | None = None,
+        undo: Callable[[], None] | None = None, failed: TransitionCallbackReturn = FAILURE,
     ) -> TransitionCallbackReturn:
         """Act, then let the managed publishers follow; log and undo what failed."""
         try:
@@ -102,11 +162,11 @@ class ManagedNode(LifecycleNode):
         except NerfmatchError as error:
             self.get_logger().error(f'cannot {what}: {error}')
             self.failure = str(error)
-            result = FAILURE
+            result = failed
         except Exception as error:  # noqa: BLE001 - rclpy would swallow it
             self.get_logger().error(f'cannot {what}:\n{traceback.format_exc()}')
             self.failure = f'{type(error).__name__}: {error}'
-            result = FAILURE
+            result = failed
         if result != SUCCESS and undo is not None:
             self._attempt(f'undo {what}', undo, lambda _: SUCCESS, None)
         return result

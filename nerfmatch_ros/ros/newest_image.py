@@ -20,10 +20,18 @@ class NewestImage:
         self.closed = False
 
     def put(self, message: Any) -> Any:
-        """Store a message; give the one that it takes the place of, or None."""
+        """
+        Store a message; give the one that is dropped for it, or None.
+
+        That is the older one, but for a message that is not ready while the waiting one is: a
+        camera that nothing is known of does not keep the pictures of another one back.
+        """
         with self._changed:
             if self.closed:
                 return None
+            if (self._message is not None and self._is_ready(self._message)
+                    and not self._is_ready(message)):
+                return message
             replaced, self._message = self._message, message
             self._changed.notify()
             return replaced

@@ -12,6 +12,7 @@ from nerfmatch_ros.ros import conversions
 from nerfmatch_ros.ros.image_messages import image_message
 from nerfmatch_ros.ros.quality import EVERY, LATCHED, MismatchReporter, NEWEST
 import numpy as np
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -25,15 +26,14 @@ class PoseOutput:
     def __init__(self, node, frame_id: str, mismatches: MismatchReporter):
         """Make the publishers; frame_id: of the map."""
         self._node, self._frame_id = node, frame_id
-        make = node.create_lifecycle_publisher
-        self._pose = make(PoseStamped, 'pose', LATCHED,
-                          event_callbacks=mismatches.of_publisher('pose', LATCHED))
-        self._covariance = make(
-            PoseWithCovarianceStamped, 'pose_with_covariance', LATCHED,
-            event_callbacks=mismatches.of_publisher('pose_with_covariance', LATCHED))
-        self._raw = make(PoseWithCovarianceStamped, '~/pose_raw', EVERY)
-        self._debug = DebugOutput(node, frame_id)
+        self._pose = publisher(node, PoseStamped, 'pose', LATCHED, mismatches)
+        self._covariance = publisher(
+            node, PoseWithCovarianceStamped, 'pose_with_covariance', LATCHED, mismatches)
+        self._raw = publisher(node, PoseWithCovarianceStamped, '~/pose_raw', EVERY, mismatches)
+        self._debug = DebugOutput(node, frame_id, mismatches)
         self.topic = self._pose.topic_name
+        self.topics = [made.topic_name for made in (
+            self._pose, self._covariance, self._raw, *self._debug.publishers)]
 
     def send_raw(self, pose: np.ndarray, covariance: np.ndarray, stamp: Any, diagonal: bool):
         """Publish the fix of one image alone."""
@@ -54,24 +54,25 @@ class PoseOutput:
 
     def close(self):
         """Take the publishers down."""
-        for publisher in (self._pose, self._covariance, self._raw):
-            self._node.destroy_lifecycle_publisher(publisher)
+        for made in (self._pose, self._covariance, self._raw):
+            self._node.destroy_lifecycle_publisher(made)
         self._debug.close()
 
 
 class DebugOutput:
     """Topics to look at; nothing is computed or copied for one without a subscriber."""
 
-    def __init__(self, node, frame_id: str):
+    def __init__(self, node, frame_id: str, mismatches: MismatchReporter):
         """Make the publishers."""
         self._node, self._frame_id = node, frame_id
         # Reliable, because that is what displays ask for.
-        make = node.create_lifecycle_publisher
-        self._matches = make(Image, '~/matches_image', NEWEST)
-        self._rendered = make(Image, '~/rendered_image', NEWEST)
-        self._similar = make(PoseArray, '~/retrieval_poses', NEWEST)
-        self._points = make(PointCloud2, '~/inlier_points', NEWEST)
-        self._path = make(Path, '~/path', NEWEST)
+        self.publishers = tuple(
+            publisher(node, message_type, topic, NEWEST, mismatches)
+            for message_type, topic in (
+                (Image, '~/matches_image'), (Image, '~/rendered_image'),
+                (PoseArray, '~/retrieval_poses'), (PointCloud2, '~/inlier_points'),
+                (Path, '~/path')))
+        self._matches, self._rendered, self._similar, self._points, self._path = self.publishers
         self._poses: list[PoseStamped] = []
 
     def add_to_path(self, pose: PoseStamped):
@@ -105,8 +106,15 @@ class DebugOutput:
 
     def close(self):
         """Take the publishers down."""
-        for publisher in (self._matches, self._rendered, self._similar, self._points, self._path):
-            self._node.destroy_lifecycle_publisher(publisher)
+        for made in self.publishers:
+            self._node.destroy_lifecycle_publisher(made)
+
+
+def publisher(node, message_type: type, topic: str, profile: QoSProfile,
+              mismatches: MismatchReporter):
+    """Make a publisher that follows the states of the node and reports who does not fit."""
+    return node.create_lifecycle_publisher(
+        message_type, topic, profile, event_callbacks=mismatches.of_publisher(topic, profile))
 
 
 def matches_picture(rgb: np.ndarray, estimate: PoseEstimate) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Qualities of service: ask for the least, offer the most, and say where two ends do not fit."""
 
 from collections.abc import Callable
+from typing import Any
 
 from rclpy.qos import DurabilityPolicy, qos_policy_name_from_kind, QoSProfile, ReliabilityPolicy
 
@@ -37,31 +38,52 @@ class MismatchReporter:
         self._node = node
         self._on_mismatch = on_mismatch
         self._said: set[str] = set()
+        self._ends: dict[tuple[str, str], QoSProfile] = {}  # by resolved topic and other side
 
     def of_subscription(self, topic: str, profile: QoSProfile) -> SubscriptionEventCallbacks:
         """Give the callbacks for a subscription that is about to be made."""
-        return SubscriptionEventCallbacks(incompatible_qos=lambda event: self._say(
-            topic, profile, event, 'publisher', self._node.get_publishers_info_by_topic))
+        return SubscriptionEventCallbacks(
+            incompatible_qos=self._callback(topic, profile, 'publisher'))
 
     def of_publisher(self, topic: str, profile: QoSProfile) -> PublisherEventCallbacks:
         """Give the callbacks for a publisher that is about to be made."""
-        return PublisherEventCallbacks(incompatible_qos=lambda event: self._say(
-            topic, profile, event, 'subscriber', self._node.get_subscriptions_info_by_topic))
+        return PublisherEventCallbacks(
+            incompatible_qos=self._callback(topic, profile, 'subscriber'))
 
-    def _say(self, topic, profile, event, other, find):
+    def lines(self, topic: str | None = None) -> list[str]:
+        """Give a line for each resolved topic, or this one, whose other side does not fit now."""
+        return [line for (name, other), profile in list(self._ends.items())
+                if topic in (None, name)
+                and (line := self._line(name, other, profile, 'quality of service'))]
+
+    def _callback(self, topic: str, profile: QoSProfile, other: str) -> Callable:
         resolved = self._node.resolve_topic_name(topic)
+        self._ends[resolved, other] = profile
+        return lambda event: self._say(resolved, other, profile, event)
+
+    def _say(self, topic: str, other: str, profile: QoSProfile, event: Any):
         try:
             policy = qos_policy_name_from_kind(event.last_policy_kind)
         except Exception:  # noqa: BLE001 - a policy that this rclpy has no name for
             policy = str(event.last_policy_kind)
-        others = sorted({
-            f'{end.node_namespace.rstrip("/")}/{end.node_name} ({profile_text(end.qos_profile)})'
-            for end in find(resolved) if not _fits(profile, end.qos_profile, other)})
-        line = (f"'{resolved}': incompatible {policy}: here {profile_text(profile)}, {other} "
-                f'{", ".join(others) or "(gone)"}; no message passes between them')
+        line = self._line(topic, other, profile, policy) or (
+            f"'{topic}': incompatible {policy}: here {profile_text(profile)}, but not what a "
+            f'{other} has; no message passes between them')
         if line not in self._said:
             self._said.add(line)
             self._on_mismatch(line)
+
+    def _line(self, topic: str, other: str, profile: QoSProfile, policy: str) -> str:
+        """Name the nodes on the other side that do not fit; '' if there are none."""
+        find = (self._node.get_publishers_info_by_topic if other == 'publisher'
+                else self._node.get_subscriptions_info_by_topic)
+        others = sorted({
+            f'{end.node_namespace.rstrip("/")}/{end.node_name} ({profile_text(end.qos_profile)})'
+            for end in find(topic) if not _fits(profile, end.qos_profile, other)})
+        if not others:
+            return ''
+        return (f"'{topic}': incompatible {policy}: here {profile_text(profile)}, {other} "
+                f'{", ".join(others)}; no message passes between them')
 
 
 def _fits(ours: QoSProfile, theirs: QoSProfile, other: str) -> bool:

@@ -123,7 +123,7 @@ class RefinerNode(ManagedNode):
         self._ring = FrameRing(parameters.refine_frame_cache_mb * 1_000_000)
         self._newest_pose = None
         self._worker = FrameWorker(
-            self._refine, self.get_logger(), drop=self._drop, is_ready=lambda job: True,
+            self._refine, self.unexpected, drop=self._drop, is_ready=lambda job: True,
             give_up=self._give_up, save_memory=self._save_memory)
         self._input = ImageInput(
             self, parameters, self._mismatches, gate=FrameGate(_EVERY_FRAME),
@@ -150,9 +150,11 @@ class RefinerNode(ManagedNode):
         if self._watch is not None:
             self.destroy_timer(self._watch)
             self._watch = None
+        self._worker.slot.close()
         if self._listener is not None:
             self._listener.interrupt()
-        self.stopped = self._worker.stop()
+        self._worker.stop(self.patience)
+        self.unfinished.append(self._worker.thread)
         self._worker = None
 
     def release(self):
@@ -168,12 +170,6 @@ class RefinerNode(ManagedNode):
         if self._log_handler is not None:
             stop_forwarding(self._log_handler)
             self._log_handler = None
-
-    def close(self) -> bool:
-        """End the node; False if a refinement would not end in time."""
-        self.stopped = True
-        super().close()
-        return self.stopped
 
     def _on_frame(self, message: Any):
         stamp = message.header.stamp.sec * SECOND + message.header.stamp.nanosec
@@ -258,7 +254,7 @@ class RefinerNode(ManagedNode):
         self.published += 1
 
     def _age(self, stamp: int) -> float:
-        return (self.get_clock().now().nanoseconds - stamp) / SECOND
+        return (self.now_ns() - stamp) / SECOND
 
     def _drop(self, kind: str, text: str):
         self.drops.add(kind)

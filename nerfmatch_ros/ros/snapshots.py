@@ -17,6 +17,7 @@ class LocalizationSnapshot:
     failing: bool = False  # frames keep raising what nobody expected
     same_names: int = 1  # nodes with the full name of this one, itself among them
     reason: str = ''  # why the last frame gave no pose, '' if it did
+    degraded: bool = False  # the last frame shows nothing
     fix_age: float | None = None  # since the last accepted pose; None: there was none
     fix_distance: float | None = None  # travelled since, where odometry tells
     inliers: int | None = None  # of the last estimate, as the following
@@ -64,11 +65,12 @@ class CameraInfoSnapshot:
 
     topics: tuple[TopicSnapshot, ...]
     frames: tuple[str, ...] = ()  # with a usable camera
-    waiting: float = 0.0  # seconds that images have waited for a camera; 0: none does
+    lacking: tuple[str, ...] = ()  # of which images come, but no camera_info
+    waiting: float = 0.0  # seconds that these images have come for
     timeout: float = 5.0  # seconds after which that is worth a warning
     model: str = ''
     changes: int = 0
-    complaint: str = ''  # what is wrong with the newest camera_info, '' if it is usable
+    complaint: str = ''  # what is wrong with the newest camera_infos, '' if all are usable
     size_matches: bool | None = None  # of camera_info and image
 
 
@@ -96,6 +98,14 @@ class TransformSnapshot:
     rate: float = 0.0  # Hz, of what we send
     sent: int = 0
     jumps: int = 0
+
+
+@dataclass(frozen=True)
+class OutputSnapshot:
+    """Who listens to what is published."""
+
+    subscribers: Mapping[str, int] = field(default_factory=dict)  # by resolved topic
+    mismatches: tuple[str, ...] = ()  # incompatible qualities of service, a line each
 
 
 @dataclass(frozen=True)

@@ -79,15 +79,17 @@ class Rate:
         self._first: float | None = None
         self._lock = threading.Lock()
 
-    def add(self, now: float):
-        """Count one event; now: seconds of a clock that neither jumps nor stops."""
+    def add(self, now: float, count: int = 1):
+        """Count events; now: seconds of a clock that neither jumps nor stops."""
+        if not count:
+            return
         index = math.floor(now / self._width)
         with self._lock:
             if self._first is None:
                 self._first = now
             if not self._buckets or self._buckets[-1][0] < index:
                 self._buckets.append([index, 0])
-            self._buckets[-1][1] += 1
+            self._buckets[-1][1] += count
 
     def per_second(self, now: float) -> float:
         """Give the rate, Hz; 0 once the window has passed without an event."""

@@ -15,6 +15,7 @@ from nerfmatch_ros.ros.diagnostics import (  # noqa: E402
     latency_status,
     localization_status,
     map_status,
+    output_status,
     refiner_status,
     status_message,
     status_values,
@@ -26,6 +27,7 @@ from nerfmatch_ros.ros.snapshots import (  # noqa: E402
     LatencySnapshot,
     LocalizationSnapshot,
     MapSnapshot,
+    OutputSnapshot,
     RefinerSnapshot,
     TopicSnapshot,
     TransformSnapshot,
@@ -43,14 +45,15 @@ TRANSFORMS = TransformSnapshot(
     'map_to_odom', odom_frame='odom', base_frame='base_link', odometry=True)
 REFINER = RefinerSnapshot(publishers=1, silence=1.0)
 MAP = MapSnapshot('maps/kitchen', sha256='0123456789abcdef' * 4, device='cpu')
-HEALTHY = [LOCALIZED, INPUT, CAMERA, LatencySnapshot(), TRANSFORMS, REFINER, MAP]
+OUTPUT = OutputSnapshot({'/pose': 1, '/pose_with_covariance': 2})
+HEALTHY = [LOCALIZED, INPUT, CAMERA, LatencySnapshot(), TRANSFORMS, OUTPUT, REFINER, MAP]
 
 
-def test_a_healthy_node_says_ok_in_seven_tasks_of_its_name():
+def test_a_healthy_node_says_ok_in_eight_tasks_of_its_name():
     message = diagnostic_array('nerfmatch_localizer', Time(sec=7), HEALTHY, MAP.hardware_id)
     assert [status.name for status in message.status] == [
         'nerfmatch_localizer: ' + task for task in (
-            'localization', 'input', 'camera_info', 'latency', 'tf', 'refiner', 'map')]
+            'localization', 'input', 'camera_info', 'latency', 'tf', 'output', 'refiner', 'map')]
     assert {status.level for status in message.status} == {OK}
     assert {status.hardware_id for status in message.status} == {'0123456789ab'}
     assert message.header.stamp.sec == 7
@@ -72,6 +75,8 @@ def test_every_snapshot_has_its_task():
      'coasting: last pose 2.5 s ago, 0.75 m since'),
     ({'state': 'COASTING', 'fix_age': 2.5}, WARN, 'last pose 2.5 s ago'),
     ({'state': 'COASTING', 'reason': '3 inliers'}, WARN, '3 inliers'),
+    ({'state': 'COASTING', 'reason': 'it is dark', 'degraded': True}, WARN,
+     'DEGRADED: it is dark'),
     ({'state': 'LOST', 'fix_age': 12.0}, ERROR, 'lost: last pose 12 s ago'),
     ({'state': 'UNLOCALIZED', 'fix_age': None}, ERROR, 'not localized yet'),
     ({'paused': True}, WARN, 'paused'),
@@ -135,7 +140,7 @@ def test_silence_with_an_incompatible_publisher_says_so():
 
 
 @pytest.mark.parametrize('changes, level, text', [
-    ({'degraded': 'dark'}, WARN, 'pictures are dark'),
+    ({'degraded': 'dark'}, WARN, 'DEGRADED: the pictures are dark'),
     ({'frozen': True}, WARN, 'camera frozen'),
     ({'clock_stopped': True}, ERROR, 'use_sim_time'),
     ({'processed_rate': 0.0, 'last_drop': 'stale: 3 s old'}, WARN, 'stale: 3 s old'),
@@ -167,8 +172,8 @@ def test_an_absurd_text_of_a_message_does_not_flood_the_diagnostics():
 
 
 @pytest.mark.parametrize('changes, level, text', [
-    ({'waiting': 6.0, 'frames': ()}, WARN,
-     "no usable camera_info for 6 s on '/camera/camera_info' (1 publishers)"),
+    ({'waiting': 6.0, 'lacking': ('left',), 'frames': ()}, WARN,
+     "no camera_info of frame 'left' for 6 s on '/camera/camera_info' (1 publishers)"),
     ({'waiting': 4.0, 'frames': ()}, OK, 'none yet'),
     ({'complaint': 'camera uncalibrated'}, ERROR, 'camera uncalibrated'),
     ({'size_matches': False}, ERROR, 'differ in size'),
@@ -222,6 +227,16 @@ def test_tf_carries_failures_by_kind_and_waits():
         TRANSFORMS, failures={'future': 2}, wait=Summary(0.0, 0.05, 0.1), rate=20.0, jumps=1)))
     assert values['failed future'] == '2' and values['wait p95 [s]'] == '0.05'
     assert values['rate [Hz]'] == '20' and values['jumps'] == '1'
+
+
+# output
+
+
+def test_output_counts_subscribers_and_warns_of_those_that_are_not_served():
+    assert status_values(output_status(OUTPUT)) == {
+        'subscribers /pose': '1', 'subscribers /pose_with_covariance': '2'}
+    status = output_status(replace(OUTPUT, mismatches=("'/pose': incompatible DEADLINE",)))
+    assert status.level == WARN and 'DEADLINE' in status.message
 
 
 # refiner
