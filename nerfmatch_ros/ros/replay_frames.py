@@ -4,7 +4,6 @@ A bag through the same core as the nodes: every frame in its order, without DDS 
 The result does not depend on how fast the machine is: the same bag gives the same poses.
 """
 
-from dataclasses import replace
 import threading
 import time
 from typing import Any
@@ -16,10 +15,12 @@ from nerfmatch_ros.localization.body_pose import body_from_camera
 from nerfmatch_ros.localization.frame_pipeline import FramePipeline, FrameResult, TrackedFrames
 from nerfmatch_ros.localization.pose_tracker import PoseTracker
 from nerfmatch_ros.ros import bag_messages
+from nerfmatch_ros.ros.backend import with_parameters
 from nerfmatch_ros.ros.bag import BagReader
 from nerfmatch_ros.ros.camera_messages import CameraCache
 from nerfmatch_ros.ros.frame_gate import picture_fault
 from nerfmatch_ros.ros.image_messages import compressed_to_rgb, FrameRejected, image_to_rgb
+from nerfmatch_ros.ros.parameters import LocalizerParameters, RefinerParameters
 from nerfmatch_ros.ros.replay_input import ReplayFrames, ReplayInput
 from nerfmatch_ros.ros.replay_result import FAST, POSE, REFINED, ReplayResult
 import numpy as np
@@ -49,9 +50,9 @@ class _Replay:
         self._tf_mode, self._refine_poses = tf_mode, refine
         tracked = TrackedFrames.for_mode(
             tf_mode, 'camera' if frames.pose_of_camera else 'base', frames.base, frames.odom)
-        # The nodes refine in a process of their own; the fast pose is the first one.
-        if hasattr(backend, 'own_config'):
-            backend.config = replace(backend.own_config, rounds=0)
+        # The same options as the nodes have by default.
+        self._refinements = RefinerParameters().refine_iterations
+        with_parameters(backend, LocalizerParameters())
         self._tracker = PoseTracker()
         self._pipeline = FramePipeline(
             backend, self._tracker, tracked, found.transforms.lookup, lock=threading.Lock())
@@ -129,7 +130,7 @@ class _Replay:
     ) -> StampedPose | None:
         """Refine the pose that was given out; the result is of the same body."""
         estimate = self._backend.refine(
-            image, outcome.pose.map_from_base @ outcome.base_from_camera)
+            image, outcome.pose.map_from_base @ outcome.base_from_camera, self._refinements)
         if estimate.map_from_camera is None or estimate.covariance is None:
             return None
         pose, covariance = estimate.map_from_camera, estimate.covariance
