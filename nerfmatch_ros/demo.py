@@ -35,7 +35,7 @@ MEDIAN_METRES, MEDIAN_DEGREES = 0.05, 1.0
 NEAR_METRES, NEAR_DEGREES, NEAR_SHARE = 0.10, 5.0, 0.8
 
 IMAGES_PER_SECOND = 2.0  # slow enough for two processor cores without a GPU
-ODOMETRY_NOISE = 0.02  # metres per metre, radians per metre or radian
+ODOMETRY_NOISE = 0.01  # metres per metre, radians per metre or radian
 ROWS_SHOWN = 12  # a live table taller than the terminal flickers
 
 

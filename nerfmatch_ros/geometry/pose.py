@@ -8,6 +8,7 @@ C = (theta - sin(theta)) / theta^3.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +79,8 @@ def se3_log(pose: Tensor) -> Tensor:
 
 def transform(rotation: Tensor, translation: Tensor) -> Tensor:
     """Join rotations (..., 3, 3) and translations (..., 3), metres, to poses (..., 4, 4)."""
-    batch = torch.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
+    # numpy's, as torch's imports half a second of modules when it is first called.
+    batch = np.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
     top = torch.cat((rotation.expand(*batch, 3, 3), translation.expand(*batch, 3)[..., None]), -1)
     bottom = top.new_tensor((0., 0., 0., 1.)).expand(*batch, 1, 4)
     return torch.cat((top, bottom), dim=-2)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import os
 from pathlib import Path
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -97,8 +98,23 @@ class NodeProcess:
 
 
 def own_domain() -> int:
-    """Give a domain for this process; above 101 its ports may be taken by the system."""
-    return 1 + os.getpid() % 100
+    """Give a domain that nobody on this machine uses yet."""
+    # Above 101 the ports of a domain may be taken by the system.
+    first = os.getpid() * 7
+    for domain in (1 + (first + k) % 100 for k in range(100)):
+        if not _is_used(domain):
+            return domain
+    raise NerfmatchError('all ROS domains from 1 to 100 are in use here; end some nodes')
+
+
+def _is_used(domain: int) -> bool:
+    """Tell whether the first participant of a domain (RTPS 9.6.1.1) has its port already."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(('', 7400 + 250 * domain + 10))
+        except OSError:
+            return True
+    return False
 
 
 def own_environment(domain: int) -> dict[str, str]:

@@ -18,6 +18,7 @@ from nerfmatch_ros.ros.camera_messages import info_message  # noqa: E402
 from nerfmatch_ros.ros.conversions import stamp_message, stamp_ns, transform_stamped  # noqa: E402
 from nerfmatch_ros.ros.image_messages import image_message  # noqa: E402
 from nerfmatch_ros.ros.localizer_node import LocalizerNode  # noqa: E402
+from nerfmatch_ros.ros.node_process import own_domain  # noqa: E402
 from nerfmatch_ros.ros.quality import EVERY, LATCHED, SENSOR, STATIC  # noqa: E402
 from nerfmatch_ros.ros.refiner_node import RefinerNode  # noqa: E402
 import numpy as np  # noqa: E402
@@ -31,7 +32,7 @@ from tf2_msgs.msg import TFMessage  # noqa: E402
 
 TIMEOUT = 60.0  # seconds; the machine may be busy
 CAMERA_FRAME = 'camera_optical_frame'
-DOMAIN = 1 + (os.getpid() * 7) % 100
+DOMAIN = own_domain()
 # Camera looks along the x axis of the base, 0.1 m ahead and 0.3 m above it.
 BASE_FROM_CAMERA = np.array([
     [0.0, 0.0, 1.0, 0.1], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.3], [0.0, 0.0, 0.0, 1.0]])
@@ -114,7 +115,7 @@ class World:
         listen(PoseStamped, 'pose', by_stamp(self.poses), 50)
         listen(PoseStamped, 'pose', lambda message: self.pose_stamps.append(
             stamp_ns(message.header)), 50)
-        listen(Log, '/rosout', self.logs.append, 100)
+        listen(Log, '/rosout', self.logs.append, STATIC)
         listen(PoseWithCovarianceStamped, 'pose_with_covariance', by_stamp(self.covariances), 50)
         listen(PoseWithCovarianceStamped, 'nerfmatch_localizer/pose_raw', by_stamp(self.raw), 50)
         listen(PoseWithCovarianceStamped, 'refined_pose', by_stamp(self.refined), 50)
@@ -123,6 +124,7 @@ class World:
         listen(DiagnosticArray, '/diagnostics', self.diagnostics.append, 10)
         self.serial = 0
         self.errors = []
+        self.errors_expected = False  # out of callbacks of the nodes
         self._last_ns = 0
 
     def make_localizer(self, **parameters):
@@ -154,6 +156,8 @@ class World:
         self.client.destroy_node()
         rclpy.shutdown(context=self.context)
         assert not self.errors, f'out of a callback came {self.errors}'
+        for node in filter(None, (self.node, self.refiner)):
+            assert self.errors_expected or not node.unexpected.in_callbacks, 'see the log'
 
     def wait_for(self, done: Callable[[], object], what: str = '', seconds: float = TIMEOUT):
         """Wait until `done` gives something true, and give that."""
