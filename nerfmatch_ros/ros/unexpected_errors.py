@@ -19,6 +19,7 @@ class UnexpectedErrors:
     def __init__(self, logger):
         """Log to this logger of a node."""
         self.count = 0
+        self.in_callbacks = 0  # of them
         self._complaints = Complaints(logger)
         self._recent: deque[float] = deque(maxlen=LIMIT)
         self._lock = threading.Lock()
@@ -49,6 +50,7 @@ class UnexpectedErrors:
             try:
                 return callback(*arguments)
             except Exception:  # noqa: BLE001 - the next message may do
+                self.in_callbacks += 1
                 self.note(f'callback {callback.__name__.strip("_")}')
                 return arguments[-1] if arguments else None
         return guarded
