@@ -106,7 +106,7 @@ class Localizer:
 
     @torch.inference_mode()
     def refine(
-        self, image: PosedImage, map_from_camera: np.ndarray, rounds: int = 3,
+        self, image: PosedImage, map_from_camera: np.ndarray, rounds: int = 1,
     ) -> PoseEstimate:
         """Improve a pose (4, 4) of an image; costs several times what `localize` does.
 

@@ -275,7 +275,7 @@ class RefinerParameters(SharedParameters):
         5.0, 'A refinement whose image is older than that many seconds is given up.',
         limits=(0.1, 600.0), runtime=True, name='refine.max_age')
     refine_iterations: int = parameter(
-        2, 'Rounds of rendering, matching and solving for one pose.', limits=(1, 20),
+        1, 'Rounds of rendering, matching and solving for one pose.', limits=(1, 20),
         runtime=True, name='refine.iterations')
     refine_frame_cache_mb: int = parameter(
         256, 'Memory for images whose pose may still come, megabytes.', limits=(1, 65536),
