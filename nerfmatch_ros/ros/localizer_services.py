@@ -1,8 +1,10 @@
 """The services of the localizer; those that wait are served by a node and thread of their own."""
 
+from contextlib import suppress
 import importlib
 import threading
 import time
+import traceback
 from typing import Any
 
 from nerfmatch_ros.errors import MapError, NerfmatchError
@@ -12,6 +14,8 @@ from std_srvs.srv import Empty, SetBool, Trigger
 
 # Result codes of nav2_msgs/LoadMap: success, map does not exist, invalid data, invalid metadata.
 LOADED, NO_MAP, INVALID_DATA, INVALID_METADATA, FAILED = 0, 1, 2, 3, 255
+CODES = {'folder': NO_MAP, 'data': INVALID_DATA, 'description': INVALID_METADATA}
+JOIN_SECONDS = 2.0  # for a map that is being loaded
 
 
 class LocalizerServices:
@@ -43,6 +47,7 @@ class LocalizerServices:
             own(nav2.LoadMap, load_map, self._load_map)
         else:
             own(Trigger, load_map, self._load_map_of_parameter)
+        self._wake = self._waiting.create_guard_condition(lambda: None)
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(self._waiting)
         self._thread = threading.Thread(target=self._spin, name='services', daemon=True)
@@ -53,18 +58,24 @@ class LocalizerServices:
         self._closing.set()
         with self._node.attempted:
             self._node.attempted.notify_all()
-        self._executor.shutdown(timeout_sec=1.0)
-        self._thread.join(5.0)
+        with suppress(RuntimeError):  # a context that has ended woke the thread by itself
+            self._wake.trigger()
+        self._thread.join(JOIN_SECONDS)
+        self._node.unfinished.append(self._thread)
+        self._executor.shutdown(timeout_sec=0)
         self._waiting.destroy_node()
         for service in self._services:
             self._node.destroy_service(service)
 
     def _spin(self):
-        try:
-            while not self._closing.is_set():
-                self._executor.spin_once(timeout_sec=0.2)
-        except ExternalShutdownException:
-            pass
+        while not self._closing.is_set():
+            try:
+                self._executor.spin_once()
+            except ExternalShutdownException:
+                return
+            except Exception:  # noqa: BLE001 - the other services go on
+                if not self._closing.is_set():
+                    self._node.get_logger().error(f'a service failed:\n{traceback.format_exc()}')
 
     def _reinitialize(self, _, response):
         self._node.reset('reinitialize_global_localization was called')
@@ -96,24 +107,23 @@ class LocalizerServices:
     def _relocalize(self, _, response):
         """Forget the pose, answer with what the next image gives."""
         node = self._node
-        if node.worker is None:
-            response.success, response.message = False, 'the node is not active'
+        if node.worker is None or node.paused:
+            response.success, response.message = False, _why_no_answer(node)
             return response
         node.reset('~/relocalize was called')
         deadline = time.monotonic() + node.parameters.values.relocalize_timeout
         epoch = self._epoch()
         with node.attempted:
             node.attempted.wait_for(
-                lambda: self._closing.is_set() or answers(node.last_result, epoch),
+                lambda: node.worker is None or answers(node.last_result, epoch),
                 max(0.0, deadline - time.monotonic()))
         result = node.last_result
         if not answers(result, epoch):
             response.success = False
-            response.message = ('no image was localized within '
-                                f'{node.parameters.values.relocalize_timeout:g} s')
+            response.message = _why_no_answer(node)
             return response
         estimate = result.estimate
-        response.success = result.raw is not None
+        response.success = result.raw is not None and result.verdict != 'invalid'
         response.message = (
             f'{result.verdict}: {estimate.inliers} inliers of {estimate.matches} matches, '
             + (f'{estimate.reprojection_error:.2f} px, standard deviation '
@@ -136,12 +146,7 @@ class LocalizerServices:
         try:
             return LOADED, self._node.swap_map(folder)
         except MapError as error:
-            text = str(error)
-            code = INVALID_DATA
-            if 'there is no map folder' in text or 'holds no map.yaml' in text:
-                code = NO_MAP
-            elif 'map.yaml' in text or 'version' in text:
-                code = INVALID_METADATA
+            code, text = CODES[error.part], str(error)
         except NerfmatchError as error:
             code, text = FAILED, str(error)
         except Exception as error:  # noqa: BLE001 - the old map goes on working
@@ -157,6 +162,17 @@ class LocalizerServices:
 def answers(result: Any, epoch: int) -> bool:
     """Tell whether a frame was worked on in this epoch or a later one."""
     return result is not None and result.epoch >= epoch
+
+
+def _why_no_answer(node: Any) -> str:
+    """Say why no image was worked on while a service waited for one."""
+    if node.worker is None:
+        return 'the node is not active'
+    if node.paused:
+        return 'the node is paused; call ~/pause with data: false'
+    text = node.last_drop[1]
+    return (f'no image was worked on within {node.parameters.values.relocalize_timeout:g} s'
+            + (f'; the last one was dropped: {text}' if text else ''))
 
 
 def _nav2_services() -> Any:

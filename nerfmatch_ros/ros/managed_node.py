@@ -122,6 +122,8 @@ class ManagedNode(LifecycleNode):
         for step in (self._halt, self.release):
             self._attempt('end', step, lambda _: SUCCESS, None)
         self.destroy_node()
+        # It holds on to the node, which others would go on seeing until the memory is cleared up.
+        self._state_machine = None
         return not self._is_computing()
 
     def _guarded(self, callback: Callable) -> Callable:

@@ -6,6 +6,7 @@ from typing import Any
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nerfmatch_ros.errors import DataError, NerfmatchError
 from nerfmatch_ros.localization.body_pose import prior_covariance
+from nerfmatch_ros.localization.pose_tracker import TrackedPose
 from nerfmatch_ros.localization.saved_pose import load_pose, save_pose, SavedPose
 from nerfmatch_ros.ros.conversions import read_pose_with_covariance, SECOND
 import numpy as np
@@ -25,9 +26,8 @@ class StartPose:
     def __init__(self, node):
         """node: the localizer node, whose pipeline has its map."""
         self._node = node
-        self._newest: tuple[float, np.ndarray, np.ndarray] | None = None  # unix time, pose, cov.
+        self._newest: SavedPose | None = None
         self._saved_at = 0.0  # time.monotonic()
-        self._saved_stamp: int | None = None
 
     def apply(self, parameters: Any):
         """Look near the saved pose or the initial pose of the parameters, if they are set so."""
@@ -64,13 +64,11 @@ class StartPose:
         self._check_near(pose)
         self._set(pose, covariance, 'initialpose')
 
-    def remember(self):
-        """Note the newest pose of the stream, under the node's lock, before it is forgotten."""
-        result = self._node.last_result
-        if result is None or result.pose is None or result.stamp_ns == self._saved_stamp:
-            return
-        self._saved_stamp = result.stamp_ns
-        self._newest = time.time(), result.pose.map_from_base, result.pose.covariance
+    def remember(self, pose: TrackedPose):
+        """Note the newest pose of the stream with the map it is in; under the node's lock."""
+        self._newest = SavedPose(
+            self._node.pipeline.backend.map_sha256, self._node.parameters.values.global_frame_id,
+            self._body_frame(), time.time(), pose.map_from_base, pose.covariance)
 
     def save_regularly(self):
         """Save the newest pose, if it is time to."""
@@ -82,18 +80,13 @@ class StartPose:
 
     def save(self) -> str:
         """Write the newest pose into its file; give why not, '' if it is there."""
-        parameters = self._node.parameters.values
-        if not parameters.save_pose_path:
+        path, newest = self._node.parameters.values.save_pose_path, self._newest
+        if not path:
             return 'save_pose_path is empty'
-        with self._node.lock:
-            self.remember()
-            newest = self._newest
         if newest is None:
             return 'there is no pose yet'
         try:
-            save_pose(parameters.save_pose_path, SavedPose(
-                self._node.pipeline.backend.map_sha256, parameters.global_frame_id,
-                self._body_frame(), *newest))
+            save_pose(path, newest)
         except NerfmatchError as error:
             self._node.complaints.warning('save_pose', str(error))
             return str(error)
