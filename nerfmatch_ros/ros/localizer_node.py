@@ -186,8 +186,8 @@ class LocalizerNode(ManagedNode):
         """Stop listening; a frame that is being worked on is finished and dropped."""
         if self.worker is None:
             return
-        self.reset('deactivated')
         self.worker.slot.close()
+        self.reset('deactivated')
         if self._clock_jumps is not None:
             self._clock_jumps.unregister()
             self._clock_jumps = None
@@ -335,12 +335,16 @@ class LocalizerNode(ManagedNode):
         with self.attempted:
             self.attempts += 1
             self.attempted.notify_all()
+        if self.last_result is result:
+            self.output.send_debug(self.pipeline.backend, image, result.estimate, message.header)
 
     def _publish(self, result: FrameResult, image: Any, message: Any):
         parameters, stamp = self.parameters.values, message.header.stamp
         with self.lock:
-            # Under the lock: no result of an epoch is published once the next has begun.
-            if result.verdict == 'superseded' or self.pipeline.tracker.epoch != result.epoch:
+            # Under the lock: no result of an epoch is published once the next has begun, and
+            # none at all once the node is being deactivated.
+            if (result.verdict == 'superseded' or self.pipeline.tracker.epoch != result.epoch
+                    or self.worker is None or self.worker.slot.closed):
                 self.drops.add('superseded')
                 return
             self.last_result = result
@@ -360,7 +364,6 @@ class LocalizerNode(ManagedNode):
             self.complaints.warning(
                 result.verdict, f'no pose for image {image.name}: {result.reason}')
         self._publish_status(result)
-        self.output.send_debug(self.pipeline.backend, image, result.estimate, message.header)
 
     def _send_transform(self, result: FrameResult, header: Any):
         parameters = self.parameters.values
