@@ -1,6 +1,6 @@
 """
 The command line: `nerfmatch build | localize | evaluate | inspect | render | bag | replay |
-demo`.
+doctor | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -188,14 +188,53 @@ def replay(
     print_replay(report, output)
 
 
+def doctor(
+    *,
+    namespace: Annotated[str, arg(help='of the localizer')] = '',
+    image: Annotated[str, arg(metavar='TOPIC', help='else that of the localizer')] = '',
+    camera_info: Annotated[str, arg(
+        metavar='TOPIC', help='else camera_info beside the image, or that of the localizer')] = '',
+    seconds: Annotated[float, arg(help='how long to listen at most')] = 3.0,
+    base: Annotated[str, arg(
+        metavar='FRAME', help="of the robot; '' with tf_mode map_to_camera")] = 'base_link',
+    odom: Annotated[str, arg(
+        metavar='FRAME', help="of the odometry; '' with tf_mode map_to_base")] = 'odom',
+    camera: Annotated[str, arg(metavar='FRAME', help='else that of the images')] = '',
+    json: Annotated[bool, arg(help='print JSON instead of text')] = False,
+) -> int:
+    """Say which inputs of the ROS node are there, and what is wrong with the others."""
+    from dataclasses import asdict
+    try:
+        from nerfmatch_ros.ros.doctor import examine
+    except ImportError as error:
+        raise ConfigError(f'{error}; source a ROS 2 installation, or install the extra '
+                          'ros-wheels') from error
+    from nerfmatch_ros.ros.doctor_findings import exit_code, report_lines
+    from nerfmatch_ros.ros.doctor_inputs import DoctorOptions
+    findings = examine(DoctorOptions(
+        namespace=namespace, image=image, camera_info=camera_info, seconds=seconds, base=base,
+        odom=odom, camera=camera))
+    if json:
+        _print_json({'findings': list(map(asdict, findings))})
+    else:
+        print('\n'.join(report_lines(findings)))
+    return exit_code(findings)
+
+
 VERBS = {
     'build': build, 'localize': localize, 'evaluate': evaluate, 'inspect': inspect,
-    'render': render, 'bag': bag, 'replay': replay, 'demo': demo,
+    'render': render, 'bag': bag, 'replay': replay, 'doctor': doctor,
+    'demo': demo,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0: done, 1: the demo missed its accuracy, 2: an error the user can mend."""
+    """
+    Run one verb and give the exit code.
+
+    0: done; 1: the demo missed its accuracy, the doctor missed an input; 2: an error the user can
+    mend.
+    """
     logger = logging.getLogger('nerfmatch_ros')
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())  # to stderr: stdout is for results
@@ -212,6 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print('interrupted', file=sys.stderr)
         return 130
     return status or 0
+
+
+def doctor_main() -> int:
+    """Run the verb `doctor`, as `ros2 run nerfmatch_ros doctor`."""
+    return main(['doctor', *sys.argv[1:]])
 
 
 def _named(split: str) -> str | None:
