@@ -79,13 +79,14 @@ class World:
     """The nodes under test and everything that a robot would connect to them.
 
     Used as a context. Stamps are of the wall clock; `at` names the frame's place on the drive.
-    arguments: of ROS, for every node, such as remappings.
+    arguments: of ROS, for every node, such as remappings. domain: another one for a world that
+    lives beside others.
     """
 
     def __init__(self, *, refiner=False, autostart=True, namespace='', backend=None, load=None,
-                 refiner_parameters=None, arguments=(), **parameters):
+                 refiner_parameters=None, arguments=(), domain=DOMAIN, **parameters):
         self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=DOMAIN)
+        rclpy.init(context=self.context, domain_id=domain)
         self.backend = backend or FakeBackend()
         self.load = load or loader(self.backend)
         self._common = {'context': self.context, 'namespace': namespace,
