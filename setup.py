@@ -26,7 +26,8 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    # ROS 2 Kilted from PyPI, for machines without a ROS installation. tf2_msgs is not among it:
+    # ROS 2 Kilted from PyPI, for machines without a ROS installation. rclpy brings lifecycle_msgs,
+    # rosgraph_msgs and the interfaces of rcl. tf2_msgs is not among it:
     # tools/generate_tf2_msgs.py makes it, with catkin-pkg.
     'ros-wheels': [
         'ros-rclpy[fastrtps]==9.1.2',
@@ -84,6 +85,9 @@ setup(
         'console_scripts': [
             'nerfmatch = nerfmatch_ros.cli:main',
             'localizer = nerfmatch_ros.ros.localizer_node:main',
+            'refiner = nerfmatch_ros.ros.refiner_node:main',
+            'combined = nerfmatch_ros.ros.combined:main',
+            'doctor = nerfmatch_ros.cli:doctor_main',
         ],
     },
     zip_safe=False,

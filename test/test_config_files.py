@@ -1,7 +1,10 @@
+import ast
+import json
 from pathlib import Path
 
 from nerfmatch_ros.config import load_config
 from nerfmatch_ros.mapping.build_map import BuildConfig
+import yaml
 
 CONFIG = Path(__file__).parents[1] / 'config'
 
@@ -24,3 +27,59 @@ def test_paper_yaml_makes_the_full_model():
     assert config.field.kind == 'mip' and config.minutes is None
     assert (config.matcher.self_attention, config.matcher.cross_attention) == (3, 1)
     assert config.matcher.backbone == 'convformer_b36' and config.matcher.feature_layer == 3
+
+
+def topics_of_the_nodes():
+    """Give the topics that the nodes name in their sources, with ~ written out."""
+    names = set()
+    for path in (CONFIG.parent / 'nerfmatch_ros' / 'ros').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value.replace('~/', 'nerfmatch_localizer/').lstrip('/'))
+    return names
+
+
+def test_rviz_shows_topics_that_exist_and_a_namespace_moves_them_all():
+    root = yaml.safe_load((CONFIG / 'nerfmatch.rviz').read_text())['Visualization Manager']
+    shown = {item['Name']: item['Topic'] for item in root['Displays'] if 'Topic' in item}
+    assert set(shown) >= {'Pose', 'Refined pose', 'Path', 'Retrieval poses', 'Inlier points',
+                          'Camera', 'Matches', 'Rendered'}
+    tools = [tool['Topic'] for tool in root['Tools'] if 'Topic' in tool]
+    for topic in (*shown.values(), *tools):
+        assert not topic['Value'].startswith('/')
+        assert topic['Value'] in topics_of_the_nodes()
+    assert {'rviz_default_plugins/TF', 'rviz_default_plugins/Grid'} <= {
+        item['Class'] for item in root['Displays']}
+    # Most cameras offer their images as best effort, and a display that asks for more sees none.
+    assert shown['Camera']['Reliability Policy'] == 'Best Effort'
+    # The newest pose is there for a display that comes late.
+    assert shown['Pose']['Durability Policy'] == 'Transient Local'
+
+
+def test_what_costs_computing_time_is_switched_off_in_rviz():
+    root = yaml.safe_load((CONFIG / 'nerfmatch.rviz').read_text())['Visualization Manager']
+    enabled = {item['Name']: item['Enabled'] for item in root['Displays']}
+    assert not enabled['Rendered'] and not enabled['Retrieval poses'] and enabled['Pose']
+
+
+def test_the_foxglove_layout_shows_topics_that_exist_in_panels_that_exist():
+    layout = json.loads((CONFIG / 'foxglove_layout.json').read_text())
+    panels = layout['configById']
+
+    def leaves(tree):
+        return {tree} if isinstance(tree, str) else leaves(tree['first']) | leaves(tree['second'])
+
+    assert leaves(layout['layout']) == set(panels)
+    assert {name.partition('!')[0] for name in panels} == {
+        '3D', 'Image', 'DiagnosticSummary', 'Plot', 'RawMessages'}
+    topics = set(panels['3D!nerfmatch']['topics']) | {
+        panels['3D!nerfmatch']['publish']['poseEstimateTopic'],
+        panels['DiagnosticSummary!nerfmatch']['topicToRender'],
+        panels['RawMessages!status']['topicPath']}
+    for name, panel in panels.items():
+        if name.startswith('Image'):
+            topics.add(panel['imageMode']['imageTopic'])
+        elif name.startswith('Plot'):
+            topics |= {path['value'].partition('.')[0] for path in panel['paths']}
+    assert all(topic.startswith('/') for topic in topics)
+    assert {topic[1:] for topic in topics} <= topics_of_the_nodes()

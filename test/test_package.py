@@ -14,11 +14,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = 'nerfmatch_ros'
-LAUNCH_FILE = ROOT / 'launch' / 'localize.launch.py'
+LAUNCH_FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 # name on PyPI, where it differs from the name to import
 IMPORT_NAMES = {'opencv-python-headless': 'cv2', 'pyyaml': 'yaml'}
 # in ROS: of the wheels, or of a ROS installation only
-ROS_PACKAGES = {'rclpy', 'launch', 'launch_ros', 'cv_bridge', 'ament_index_python'}
+ROS_PACKAGES = {
+    'rclpy', 'launch', 'launch_ros', 'cv_bridge', 'ament_index_python', 'tf2_ros', 'bondpy'}
+EXECUTABLES = {'localizer', 'refiner', 'combined', 'doctor'}  # of ros2 run
+OPTIONAL = {'bondpy'}  # used where it is installed
 
 
 @pytest.fixture(scope='module')
@@ -39,13 +42,18 @@ def manifest():
 
 def imported_modules(*paths: Path) -> set[str]:
     """Give the top-level names that files import, at the top or inside functions."""
-    names = set().union(*(re.findall(r'^ *(?:import|from) (\w+)', path.read_text(), re.MULTILINE)
-                          for path in paths))
+    names = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split('.')[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module.split('.')[0])
     return names - set(sys.stdlib_module_names) - {PACKAGE}
 
 
 def is_of_ros(name: str) -> bool:
-    return name in ROS_PACKAGES or name.endswith(('_msgs', '_interfaces'))
+    return name in ROS_PACKAGES or name.endswith(('_msgs', '_srvs', '_interfaces'))
 
 
 def names_of(requirements) -> set[str]:
@@ -72,8 +80,8 @@ def test_colcon_takes_the_package_for_one_of_ament(manifest):
 
 
 def test_every_ros_package_that_is_imported_is_a_dependency(manifest):
-    imported = imported_modules(*(ROOT / PACKAGE / 'ros').glob('*.py'), LAUNCH_FILE)
-    needed = {name for name in imported if is_of_ros(name)}
+    imported = imported_modules(*(ROOT / PACKAGE / 'ros').glob('*.py'), *LAUNCH_FILES)
+    needed = {name for name in imported if is_of_ros(name)} - OPTIONAL
     declared = {element.text for element in manifest.iter('exec_depend')}
     assert needed <= declared
     assert needed >= {'rclpy', 'sensor_msgs', 'geometry_msgs', 'tf2_msgs', 'launch_ros'}
@@ -109,10 +117,12 @@ def test_installed_files_exist_and_are_where_ros_looks(arguments):
     index = 'share/ament_index/resource_index/packages'
     assert [Path(path).name for path in files[index]] == [PACKAGE]
     assert files[f'share/{PACKAGE}'] == ['package.xml']
-    assert 'launch/localize.launch.py' in files[f'share/{PACKAGE}/launch']
-    assert {'config/localize.yaml', 'config/fastdds_large_images.xml'} <= set(
-        files[f'share/{PACKAGE}/config'])
-    assert 'scripts/localizer' in files[f'lib/{PACKAGE}']
+    assert {'launch/localize.launch.py', 'launch/replay.launch.py'} == set(
+        files[f'share/{PACKAGE}/launch'])
+    assert {f'config/{name}' for name in (
+        'localize.yaml', 'fastdds_large_images.xml', 'nerfmatch.rviz', 'foxglove_layout.json')
+    } <= set(files[f'share/{PACKAGE}/config'])
+    assert {f'scripts/{name}' for name in EXECUTABLES} == set(files[f'lib/{PACKAGE}'])
     packages = {str(path.parent.relative_to(ROOT)).replace(os.sep, '.')
                 for path in (ROOT / PACKAGE).rglob('__init__.py')}
     assert packages == set(arguments['packages'])
@@ -131,7 +141,7 @@ def test_executables_can_be_run_and_name_functions_that_exist(arguments):
         module = re.search(r'-m (\S+)', path.read_text()).group(1)
         assert (ROOT / (module.replace('.', '/') + '.py')).is_file()
     scripts = dict(line.split(' = ') for line in arguments['entry_points']['console_scripts'])
-    assert set(scripts) == {'nerfmatch', 'localizer'}
+    assert set(scripts) == {'nerfmatch', *EXECUTABLES}
     for target in scripts.values():
         module, function = target.split(':')
         tree = ast.parse((ROOT / (module.replace('.', '/') + '.py')).read_text())
