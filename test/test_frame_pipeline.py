@@ -8,6 +8,7 @@ from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 from nerfmatch_ros.localization.frame_pipeline import FramePipeline, PipelineOptions, TrackedFrames
 from nerfmatch_ros.localization.pose_tracker import PoseTracker, TrackerState
+from nerfmatch_ros.localization.rigid_motion import rotation_exp
 import numpy as np
 import pytest
 
@@ -203,3 +204,76 @@ def test_two_d_mode_keeps_the_base_on_the_floor():
     result = drive(pipeline_of(robot, two_d=True), robot, (1,))[0]
     pose = result.raw[0]
     assert pose[2, 3] == 0 and pose[2, 2] == pytest.approx(1)
+
+
+def test_two_d_mode_keeps_refined_poses_on_the_floor():
+    robot = Robot()
+    pipeline = pipeline_of(robot, two_d=True)
+    drive(pipeline, robot, (1, 1.2))
+    lifted = truth(robot.now) @ np.block([
+        [np.eye(3), np.array([[0.0], [0.0], [0.02]])], [np.zeros(3), 1.0]])
+    assert pipeline.add_refined(robot.now, lifted, np.eye(6) * 1e-6) == 'accepted'
+    assert pipeline.tracker.map_from_odom[2, 3] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_two_d_mode_keeps_to_the_floor_although_odometry_rises_and_leans_over():
+    robot = Robot()
+    lookup = robot.lookup
+
+    def rising(target, source, stamp):
+        found = lookup(target, source, stamp).copy()
+        if target == 'odom':
+            found[:3, :3] = rotation_exp(np.array((0.1 * stamp / SECOND, 0.0, 0.0)))
+            found[2, 3] = 0.3 * stamp / SECOND
+        return found
+    robot.lookup = rising
+    results = drive(pipeline_of(robot, two_d=True), robot, (1, 1.2, 1.4))
+    assert [result.verdict for result in results] == ['pending', 'accepted', 'accepted']
+    pose = results[-1].pose.map_from_base
+    np.testing.assert_allclose(pose, truth(robot.now), atol=1e-9)
+
+
+def test_a_localizer_that_raises_is_a_failed_frame():
+    robot = Robot()
+    pipeline = pipeline_of(robot)
+    drive(pipeline, robot, (1, 1.2))
+
+    def fail():
+        raise RuntimeError('injected')
+    robot.during = fail
+    for second in (1.4, 1.6, 1.8):
+        with pytest.raises(RuntimeError, match='injected'):
+            drive(pipeline, robot, (second,))
+    assert pipeline.tracker.state is TrackerState.LOST
+
+
+@pytest.mark.parametrize('spoil', [np.nan, 2.0])
+def test_a_fix_that_is_no_pose_gives_no_raw_pose_but_a_reason(spoil):
+    robot = Robot()
+    pipeline = pipeline_of(robot)
+    drive(pipeline, robot, (1, 1.2))
+    localize = robot.localize
+
+    def spoiled(image, prior=None):
+        estimate = localize(image, prior)
+        estimate.map_from_camera[0, 0] = spoil
+        return estimate
+    robot.localize = spoiled
+    result = drive(pipeline, robot, (1.4,))[0]
+    assert (result.verdict, result.raw, result.pose) == ('invalid', None, None) and result.reason
+
+
+def test_odometry_that_jumps_is_told_at_once_even_if_the_localizer_then_raises():
+    robot, jumps = Robot(), []
+    pipeline = pipeline_of(robot)
+    pipeline._on_odometry_jump = lambda: jumps.append(pipeline.tracker.epoch)
+    drive(pipeline, robot, (1, 1.2))
+    pipeline._lookup = lambda target, source, stamp: (
+        BASE_FROM_CAMERA if source == 'camera' else odom_from_base(stamp + 100 * SECOND))
+
+    def fail():
+        raise RuntimeError('injected')
+    robot.during = fail
+    with pytest.raises(RuntimeError, match='injected'):
+        drive(pipeline, robot, (1.4,))
+    assert jumps == [1]

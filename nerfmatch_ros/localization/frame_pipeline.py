@@ -134,6 +134,9 @@ class FramePipeline:
         except NerfmatchError:
             self._note_failure(epoch, stamp_ns)
             raise
+        if options.two_d and odom_from_base is not None:
+            # Fixes on the plane would contradict odometry that rises or leans over.
+            odom_from_base, _ = flatten(odom_from_base, None)
         jumped = False
         with self._lock:
             if self.tracker.epoch == epoch and odom_from_base is not None:
@@ -161,10 +164,8 @@ class FramePipeline:
 
     def published_pose(self, result: FrameResult) -> tuple[np.ndarray, np.ndarray]:
         """Give the fused pose and covariance of the frame that is to be named in the pose."""
-        pose, covariance = result.pose.map_from_base, result.pose.covariance
-        if self.options.two_d:  # odometry may have lifted or tilted it
-            pose, covariance = flatten(pose, covariance)
-        return self._of_pose_frame(pose, covariance, result.base_from_camera)
+        return self._of_pose_frame(
+            result.pose.map_from_base, result.pose.covariance, result.base_from_camera)
 
     def raw_pose(self, result: FrameResult) -> tuple[np.ndarray, np.ndarray]:
         """Give the fix of this image alone, of the frame that is to be named in the pose."""
