@@ -96,7 +96,7 @@ def _drive_with_ros(
     complaints = _shortfall(
         stream['median_translation_m'], stream['median_rotation_deg'], share)
     if not pair['pairs'] or not (
-            pair['refined_median_translation_m'] < pair['fast_median_translation_m']):
+            pair['refined_median_translation_m'] < pair['unrefined_median_translation_m']):
         complaints.append('the refined poses are not closer to the truth than the fast ones')
     return _conclude(complaints, console)
 

@@ -78,7 +78,7 @@ def played(monkeypatch, tmp_path):
             [(stamp, moved(pose, off)) for stamp, pose in poses[1:]]))
         return {'streams': {'pose': {'median_translation_m': off, 'median_rotation_deg': 0.1}},
                 'refined_vs_fast': {'pairs': 4, 'refined_median_translation_m': refined,
-                                    'fast_median_translation_m': 0.02}}
+                                    'unrefined_median_translation_m': 0.02}}
 
     def run(off, refined):
         from nerfmatch_ros.ros import replay as module

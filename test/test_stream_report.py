@@ -123,7 +123,7 @@ def test_streams_are_compared_on_the_frames_that_have_both():
     refined = stream([(0.01,)] * 4 + [None] + [(0.01,)] * 4 + [(0.05,)])
     report = compare_streams(refined, fast, drive())
     assert report['pairs'] == 7
-    assert report['fast_median_translation_m'] == pytest.approx(0.10)
+    assert report['unrefined_median_translation_m'] == pytest.approx(0.10)
     assert report['refined_median_translation_m'] == pytest.approx(0.01)
     assert report['refined_closer'] == pytest.approx(6 / 7)
     assert compare_streams(refined, fast, drive(truth=False)) is None

@@ -102,9 +102,9 @@ def compare_streams(
     closer = after.translation < before.translation
     return json_ready({
         'pairs': len(both),
-        'fast_median_translation_m': metrics.median(before.translation),
+        'unrefined_median_translation_m': metrics.median(before.translation),
         'refined_median_translation_m': metrics.median(after.translation),
-        'fast_median_rotation_deg': metrics.median(before.rotation),
+        'unrefined_median_rotation_deg': metrics.median(before.rotation),
         'refined_median_rotation_deg': metrics.median(after.rotation),
         'refined_closer': float(np.mean(closer)) if both else math.nan,
     })

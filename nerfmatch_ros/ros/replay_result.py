@@ -44,13 +44,13 @@ def summarize_replay(
     result: ReplayResult, found: ReplayInput, frames: ReplayFrames, drive: Drive,
 ) -> tuple[dict, np.ndarray]:
     """Give the report, and the errors over time of the transforms (`transform_errors`)."""
+    streams = {name: score_stream(stream, drive) for name, stream in result.streams.items()}
     report: dict = {
-        'frames': len(drive.frames_ns),
-        'queries': int(np.count_nonzero(drive.queries)) if drive.true_poses is not None else 0,
+        'queries': 0,  # without the truth
+        **streams[POSE],  # what a robot uses; the keys of `nerfmatch evaluate` are among them
         'duration_s': float(np.ptp(drive.frames_ns) / 1e9) if len(drive.frames_ns) else 0.0,
         'outcomes': dict(sorted(Counter(result.outcomes.values()).items())),
-        'streams': {name: score_stream(stream, drive)
-                    for name, stream in result.streams.items()},
+        'streams': streams,
         'refined_vs_fast': compare_streams(
             result.streams[REFINED], result.streams[FAST], drive),
         'refined_vs_pose': compare_streams(
@@ -107,8 +107,8 @@ def print_replay(report: dict, output: Path) -> None:
             f"The same {pairs['pairs']} images, refined and fast: "
             f"{_centimetres(pairs['refined_median_translation_m'])}, "
             f"{_degrees(pairs['refined_median_rotation_deg'])} and "
-            f"{_centimetres(pairs['fast_median_translation_m'])}, "
-            f"{_degrees(pairs['fast_median_rotation_deg'])}; refined is closer on "
+            f"{_centimetres(pairs['unrefined_median_translation_m'])}, "
+            f"{_degrees(pairs['unrefined_median_rotation_deg'])}; refined is closer on "
             f"{pairs['refined_closer']:.0%}.")
     if 'tf' in report and report['tf']['samples']:
         metres, angles = report['tf']['translation_m'], report['tf']['rotation_deg']
