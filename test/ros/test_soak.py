@@ -31,6 +31,8 @@ from fake_backend import Behaviour, CAMERA, FakeBackend  # noqa: E402
 from geometry_msgs.msg import PoseWithCovarianceStamped  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
+from nerfmatch_ros.data.posed_image import PosedImage  # noqa: E402
+from nerfmatch_ros.localization.frame_pipeline import FrameResult  # noqa: E402
 from nerfmatch_ros.localization.rigid_motion import is_pose  # noqa: E402
 from nerfmatch_ros.ros.camera_messages import info_message  # noqa: E402
 from nerfmatch_ros.ros.conversions import (  # noqa: E402
@@ -50,12 +52,13 @@ from node_world import (  # noqa: E402
 )
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.parameter_client import AsyncParameterClient  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
 from std_srvs.srv import Empty, SetBool, Trigger  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
 SECONDS = float(os.environ.get('NERFMATCH_SOAK_SECONDS', 15))
 SEED = int(os.environ.get('NERFMATCH_SOAK_SEED', 1))
-MEGABYTES = 24  # that the process may grow by after its first fifth; allocators are not exact
+MEGABYTES = 16  # that the process may grow by after its first fifth; allocators are not exact
 INJECTED = ('injected', 'CUDA error')  # texts of errors that the fake localizer raises
 
 LOCALIZER, REFINER = 'nerfmatch_localizer', 'nerfmatch_refiner'
@@ -373,6 +376,11 @@ def os_threads():
     return len(os.listdir('/proc/self/task'))
 
 
+def alive(kind):
+    """Count the objects of a class: what leaks shows here before it shows in the memory."""
+    return sum(isinstance(item, kind) for item in gc.get_objects())
+
+
 def test_soak_of_random_faults():
     with World(tf_mode='map_to_odom', refiner=True, autostart=True, max_image_age=0.0,
                wait_for_transform=0.02, backend=FakeBackend(noise=0.01),
@@ -407,3 +415,5 @@ def test_soak_of_random_faults():
         assert world.node.broadcaster.errors == 0
         assert after[2:] == before[2:], 'threads are left over'
         assert after[1] - before[1] < MEGABYTES, 'memory grows'
+        # The cache of the refiner has room for a hundred images.
+        assert alive(Image) < 200 and alive(PosedImage) < 20 and alive(FrameResult) < 20
