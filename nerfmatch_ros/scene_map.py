@@ -266,6 +266,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
         if path.is_symlink() or not path.is_file():
             raise MapError(f'{path} is missing or no plain file; copy the whole map folder')
         expected = checksums.get(name) if isinstance(checksums, dict) else None
+        if expected is None:
+            raise MapError(f'{folder}/map.yaml is damaged: it states no sha256 of {name}; '
+                           'copy the map again from its source', 'description')
         found = _sha256(path)
         if found != expected:
             raise MapError(f'{path} is damaged: sha256 is {found}, map.yaml says {expected}')
@@ -282,8 +285,12 @@ def _read(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
+    stored, own = _read(path), module.state_dict()
+    for key, value in stored.items():
+        if key in own and value.is_floating_point() != own[key].is_floating_point():
+            raise ValueError(f'{path.name}: {key} is of type {value.dtype}')
     module.load_state_dict({key: value.float() if value.is_floating_point() else value
-                            for key, value in _read(path).items()})
+                            for key, value in stored.items()})
     module.eval().requires_grad_(False)
 
 
@@ -327,7 +334,13 @@ def _check_shapes(references: References, surface: Surface, words: Tensor, match
                   feature_channels: int) -> None:
     """Refuse tensors that do not fit to one another, before a query stumbles over them."""
     with safe_open(references.file, 'pt') as opened:
-        shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
+        stored = {key: opened.get_slice(key) for key in opened.keys()}
+        shapes = {key: tuple(part.get_shape()) for key, part in stored.items()}
+        types = {key: part.get_dtype() for key, part in stored.items() if key != 'starts'}
+    types |= {'surface points': surface.points.dtype, 'words': words.dtype}
+    for name, kind in types.items():
+        if not str(kind).startswith(('F', 'BF', 'torch.float', 'torch.bfloat')):
+            raise ValueError(f'{name} is of type {kind}, not of numbers with fractions')
     starts, views = references.starts, len(references.names)
     if starts.dtype != torch.int64 or starts.shape != (views + 1,) \
             or (starts.diff() < 0).any() or starts[0] != 0:

@@ -112,7 +112,8 @@ class StartPose:
         """Refuse a pose that no view of the map is anywhere near."""
         scene_map = self._node.pipeline.backend.scene_map
         views = scene_map.reference_poses[:, :3, 3]
-        distance = np.linalg.norm(views - pose[:3, 3], axis=1).min()
+        with np.errstate(over='ignore'):  # such a number is far enough
+            distance = np.linalg.norm(views - pose[:3, 3], axis=1).min()
         if distance > _FAR + scene_map.extent:
             raise DataError(f'it lies {distance:.1f} m from the nearest view of the map, whose '
                             f'extent is {scene_map.extent:.1f} m; give one inside the map')
