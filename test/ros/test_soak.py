@@ -107,8 +107,8 @@ class Soak:
             self.frame: 70, self.flood: 0.5, self.bad_frame: 5, self.bad_image: 5,
             self.bad_info: 1, self.send_info: 2, self.frame_without_odometry: 2,
             self.bad_transform: 3, self.odometry_jump: 0.3, self.jump_back: 0.3, self.catch_up: 1,
-            self.change_parameters: 1.5, self.restore_parameters: 2, self.call_service: 0.5,
-            self.pause: 0.3, self.refined_pose: 5, self.initial_pose: 0.5,
+            self.change_parameters: 1.5, self.restore_parameters: 2, self.change_tolerance: 1,
+            self.call_service: 0.5, self.pause: 0.3, self.refined_pose: 5, self.initial_pose: 0.5,
             self.change_state: 0.2, self.disturb_refiner: 1, self.hang: 0.3}
 
     def run(self, seconds, every):
@@ -218,6 +218,10 @@ class Soak:
         self.parameters.set_parameters([Parameter(
             str(name), value=CHANGES[name][self.random.integers(len(CHANGES[name]))])
             for name in names])
+
+    def change_tolerance(self):
+        self.parameters.set_parameters([Parameter(
+            'transform_tolerance', value=float(self.random.choice([0.0, 0.1, 0.3])))])
 
     def restore_parameters(self):
         self.parameters.set_parameters(
@@ -378,7 +382,7 @@ def os_threads():
 
 def alive(kind):
     """Count the objects of a class: what leaks shows here before it shows in the memory."""
-    return sum(isinstance(item, kind) for item in gc.get_objects())
+    return sum(type(item) is kind for item in gc.get_objects())
 
 
 def test_soak_of_random_faults():
