@@ -336,7 +336,16 @@ class LocalizerNode(ManagedNode):
             self.attempts += 1
             self.attempted.notify_all()
         if self.last_result is result:
-            self.output.send_debug(self.pipeline.backend, image, result.estimate, message.header)
+            self._show(result, image, message.header)
+
+    def _show(self, result: FrameResult, image: Any, header: Any):
+        """Publish what there is to look at; the pose is out, whatever comes of that."""
+        try:
+            self.output.send_debug(self.pipeline.backend, image, result.estimate, header)
+        except Exception as error:
+            if drop_kind(error) != 'exception':
+                raise
+            self.unexpected.note('showing a frame')
 
     def _publish(self, result: FrameResult, image: Any, message: Any):
         parameters, stamp = self.parameters.values, message.header.stamp
