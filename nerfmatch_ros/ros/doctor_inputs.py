@@ -1,6 +1,7 @@
 """What the doctor hears: the inputs of the localizer, under the names that it has for them."""
 
 from dataclasses import dataclass
+from functools import partial
 import os
 import time
 from typing import Any
@@ -16,6 +17,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -60,6 +62,8 @@ class Inputs:
         self._executor.add_node(self._node)
         self.listener: TransformListener | None = None
         self._listening_node: Node | None = None
+        self._transform_topics: dict[str, str] = {}
+        self._subscriptions: dict[tuple, Subscription] = {}
         self.image: Image | CompressedImage | None = None  # the newest one
         self.infos: dict[str, CameraInfo] = {}  # the newest one of each frame
         self.poses: dict[str, PoseWithCovarianceStamped] = {}  # the newest one by input
@@ -72,10 +76,8 @@ class Inputs:
 
     def close(self):
         """Take everything down."""
-        if self.listener is not None:
-            self.listener.close()
-        for node in filter(None, (self._listening_node, self._node)):
-            node.destroy_node()
+        self._stop_listening()
+        self._node.destroy_node()
         self._executor.shutdown(timeout_sec=0)
 
     def listen(self):
@@ -83,6 +85,9 @@ class Inputs:
         deadline = time.monotonic() + self.options.seconds
         while time.monotonic() < deadline and not self._is_complete():
             self._executor.spin_once(timeout_sec=TURN_SECONDS)
+            # On a busy machine the localizer, or some of its topics, may become known only now.
+            if self._subscribe():
+                deadline = time.monotonic() + self.options.seconds
 
     # Who is there, and which topics they use
 
@@ -103,9 +108,11 @@ class Inputs:
         return dict(self._node.get_subscriber_names_and_types_by_node(name, self.namespace))
 
     def topics_with(self, *types: str) -> list[str]:
-        """Give all topics on which messages of a type are published."""
+        """Give all topics on which others than the localizer publish messages of a type."""
+        own = f'{self.namespace.rstrip("/")}/{LOCALIZER}'
         return [topic for topic, found in self._node.get_topic_names_and_types()
-                if set(types) & set(found) and self.publishers(topic)]
+                if set(types) & set(found)
+                and any(end.node != own for end in self.publishers(topic))]
 
     def publishers(self, topic: str) -> list[End]:
         """Give who publishes a topic."""
@@ -151,28 +158,52 @@ class Inputs:
 
     # What comes in
 
-    def _subscribe(self):
+    def _subscribe(self) -> bool:
+        """Listen to the topics as they are known now; True if they are others than before."""
         self._choose_topics()
-        subscribe = self._node.create_subscription
         compressed = (self.image_topic in self.topics_with(COMPRESSED)
                       or self.image_topic.endswith('/compressed'))
-        subscribe(CompressedImage if compressed else Image, self.image_topic, self._on_image,
-                  SENSOR)
-        subscribe(CameraInfo, self.info_topic, self._on_info, SENSOR)
+        image = CompressedImage if compressed else Image
+        # By topic, type and whether what was sent before counts.
+        wanted = {(self.image_topic, image, False): self._on_image,
+                  (self.info_topic, CameraInfo, False): self._on_info}
         if any(end.profile.durability == TRANSIENT_LOCAL
                for end in self.publishers(self.info_topic)):
-            subscribe(CameraInfo, self.info_topic, self._on_info, LATCHED)
+            wanted[self.info_topic, CameraInfo, True] = self._on_info
         for name, topic in self.pose_topics.items():
-            subscribe(PoseWithCovarianceStamped, topic,
-                      lambda message, name=name: self.poses.__setitem__(name, message), SENSOR)
-        if self.options.base:
-            remappings = [word for name, topic in self._choose_transform_topics().items()
-                          for word in ('-r', f'{name}:={topic}')]
-            self._listening_node = Node(
-                f'{self._node.get_name()}_listener', context=self._node.context,
-                use_global_arguments=False, start_parameter_services=False,
-                cli_args=['--ros-args', *remappings])
-            self.listener = TransformListener(self._listening_node)
+            wanted[topic, PoseWithCovarianceStamped, False] = partial(
+                self.poses.__setitem__, name)
+        changed = False
+        for key in set(self._subscriptions) - set(wanted):
+            self._node.destroy_subscription(self._subscriptions.pop(key))
+        for key in set(wanted) - set(self._subscriptions):
+            topic, kind, latched = key
+            self._subscriptions[key] = self._node.create_subscription(
+                kind, topic, wanted[key], LATCHED if latched else SENSOR)
+            changed = True
+        return self._listen_to_transforms() or changed
+
+    def _listen_to_transforms(self) -> bool:
+        """Make the listener, anew if its topics changed; True if so."""
+        names = self._choose_transform_topics() if self.options.base else {}
+        if names == self._transform_topics:
+            return False
+        self._stop_listening()
+        self._transform_topics = names
+        remappings = [word for name, topic in names.items() for word in ('-r', f'{name}:={topic}')]
+        self._listening_node = Node(
+            f'{self._node.get_name()}_listener', context=self._node.context,
+            use_global_arguments=False, start_parameter_services=False,
+            cli_args=['--ros-args', *remappings])
+        self.listener = TransformListener(self._listening_node)
+        return True
+
+    def _stop_listening(self):
+        if self.listener is not None:
+            self.listener.close()
+        if self._listening_node is not None:
+            self._listening_node.destroy_node()
+        self.listener = self._listening_node = None
 
     def _on_image(self, message: Any):
         self.image = message

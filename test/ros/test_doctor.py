@@ -16,7 +16,7 @@ from geometry_msgs.msg import PoseWithCovarianceStamped  # noqa: E402
 from nerfmatch_ros.cli import main  # noqa: E402
 from nerfmatch_ros.errors import ConfigError  # noqa: E402
 from nerfmatch_ros.geometry.camera import Camera  # noqa: E402
-from nerfmatch_ros.ros import conversions, doctor_findings  # noqa: E402
+from nerfmatch_ros.ros import conversions, doctor_findings, doctor_inputs  # noqa: E402
 from nerfmatch_ros.ros.camera_messages import info_message  # noqa: E402
 from nerfmatch_ros.ros.doctor import examine  # noqa: E402
 from nerfmatch_ros.ros.doctor_findings import End, FAULT, Finding, NOTE, OK  # noqa: E402
@@ -264,6 +264,16 @@ def test_a_running_localizer_tells_the_topics_and_what_it_does_not_hear():
     assert link.verdict == FAULT
     assert f'--frame-id base_link --child-frame-id {FRAME}' in link.text
     assert found['initialpose'].topic == '/robot1/initialpose'
+
+
+def test_a_localizer_that_becomes_known_late_is_listened_to_all_the_same(monkeypatch):
+    monkeypatch.setattr(doctor_inputs, 'DISCOVERY_SECONDS', 0.0)
+    with spinning(Localizer, lambda context: Robot(
+            context, namespace='front', image_quality=SENSOR_RELIABLE, frames='/robot1')):
+        findings = examine(DoctorOptions(namespace='robot1', seconds=LONG), domain=DOMAIN)
+    assert doctor_findings.exit_code(findings) == 0, doctor_findings.report_lines(findings)
+    assert by_input(findings)['image'].topic == '/front/image'
+    assert by_input(findings)['transform odom -> base_link'].topic == '/robot1/tf'
 
 
 def test_the_verb_prints_what_is_missing_and_fails(monkeypatch, capsys):
