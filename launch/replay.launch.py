@@ -1,7 +1,7 @@
 """
 Plays a bag to the localizer and the refiner and ends when the bag does.
 
-    ros2 launch nerfmatch_ros replay.launch.py bag:=FOLDER map:=FOLDER image_topic:=/camera/image_raw
+    ros2 launch nerfmatch_ros replay.launch.py bag:=FOLDER map:=FOLDER image_topic:=TOPIC
 
 Takes every argument of localize.launch.py besides.
 """
