@@ -1,6 +1,7 @@
 """The localizer that a node computes with: loaded, checked, warm, set up by parameters."""
 
 from dataclasses import replace
+import gc
 from pathlib import Path
 import time
 from typing import Any
@@ -74,3 +75,11 @@ def with_parameters(localizer: Any, parameters: Any) -> Any:
         changes['refined_error'] = changes['first_error']
     localizer.config = replace(localizer.own_config, rounds=parameters.rounds, **changes)
     return localizer
+
+
+def free_memory():
+    """Give back what the model took on the GPU."""
+    import torch
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

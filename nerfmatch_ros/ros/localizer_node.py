@@ -19,25 +19,29 @@ from typing import Any
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nerfmatch_ros.config import choose_device
 from nerfmatch_ros.errors import NerfmatchError
-from nerfmatch_ros.localization.frame_pipeline import (
-    FramePipeline,
-    FrameResult,
-    PipelineOptions,
-    TrackedFrames,
+from nerfmatch_ros.localization.frame_pipeline import FramePipeline, FrameResult, TrackedFrames
+from nerfmatch_ros.localization.pose_tracker import PoseTracker
+from nerfmatch_ros.ros.backend import (
+    free_memory,
+    load_localizer,
+    require_device,
+    with_parameters,
 )
-from nerfmatch_ros.localization.pose_history import HistoryOptions
-from nerfmatch_ros.localization.pose_slew import SlewLimits
-from nerfmatch_ros.localization.pose_tracker import PoseTracker, TrackerOptions
-from nerfmatch_ros.ros.backend import load_localizer, require_device, with_parameters
 from nerfmatch_ros.ros.conversions import read_pose_with_covariance, stamp_ns
 from nerfmatch_ros.ros.foreign_watch import ForeignWatch
-from nerfmatch_ros.ros.frame_gate import FrameGate, FrameGateOptions
+from nerfmatch_ros.ros.frame_gate import FrameGate
 from nerfmatch_ros.ros.frame_worker import drop_kind, FrameWorker
 from nerfmatch_ros.ros.health import Health
 from nerfmatch_ros.ros.image_input import ImageInput
 from nerfmatch_ros.ros.image_messages import FrameRejected
 from nerfmatch_ros.ros.localizer_services import LocalizerServices
 from nerfmatch_ros.ros.managed_node import ManagedNode
+from nerfmatch_ros.ros.node_options import (
+    gate_options,
+    pipeline_options,
+    slew_limits,
+    tracker_options,
+)
 from nerfmatch_ros.ros.parameter_set import ParameterSet
 from nerfmatch_ros.ros.parameters import LocalizerParameters
 from nerfmatch_ros.ros.pose_output import PoseOutput
@@ -514,49 +518,6 @@ class LocalizerNode(ManagedNode):
     def _on_jump(self, metres: float, radians: float):
         if self.health is not None:
             self.health.note_jump(metres, radians, 'snapped')
-
-
-def tracker_options(parameters: LocalizerParameters) -> TrackerOptions:
-    """Give the options of the pose stream."""
-    return TrackerOptions(
-        history=HistoryOptions(
-            horizon=parameters.correction_horizon, odom_noise_trans=parameters.odom_noise_trans,
-            odom_noise_rot=parameters.odom_noise_rot, gate_chi2=parameters.gate_chi2,
-            max_speed=parameters.max_speed, max_turn_rate=parameters.max_turn_rate),
-        init_consistent_fixes=parameters.init_consistent_fixes,
-        relocalize_after_rejects=parameters.relocalize_after_rejects,
-        lost_after_failures=parameters.lost_after_failures,
-        lost_timeout=parameters.lost_timeout)
-
-
-def pipeline_options(parameters: LocalizerParameters) -> PipelineOptions:
-    """Give the options of one frame."""
-    return PipelineOptions(
-        search_globally=parameters.mode == 'global',
-        covariance_scale=parameters.covariance_scale, two_d=parameters.two_d_mode)
-
-
-def gate_options(parameters: LocalizerParameters) -> FrameGateOptions:
-    """Give the options of the sifting by stamps."""
-    return FrameGateOptions(
-        max_image_age=parameters.max_image_age, max_update_rate=parameters.max_update_rate)
-
-
-def slew_limits(parameters: LocalizerParameters) -> SlewLimits:
-    """Give how fast the broadcast transform may follow a correction."""
-    return SlewLimits(
-        linear=parameters.slew_linear, angular=parameters.slew_angular,
-        snap_distance=parameters.snap_distance, snap_angle=parameters.snap_angle)
-
-
-def free_memory():
-    """Give back what the model took on the GPU."""
-    import gc
-
-    import torch
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def main(args: list[str] | None = None, load: Callable[..., Any] = load_localizer) -> int:
