@@ -5,7 +5,7 @@ from collections.abc import Callable
 import threading
 import time
 
-STAMPS_KEPT = 64  # of our own; more than are on their way to ourselves at any time
+STAMPS_KEPT = 512  # of our own; more than are on their way, even to a listener that is starved
 CHILDREN_KEPT = 16
 
 

@@ -417,6 +417,20 @@ def test_row_25_a_refiner_that_hangs_holds_nothing_up_and_goes_on_with_the_newes
         assert not set(stamps[:-1]) & set(world.refined)
 
 
+def test_row_25_in_one_process_and_executor_a_refiner_that_hangs_holds_nothing_up_either():
+    with localized(refiner=True) as world:
+        world._spinners.pop().stop()
+        world._spinners[0].executor.add_node(world.refiner)
+        world.refiner_backend.refine_hold.clear()
+        begun = len(world.refiner_backend.refined)
+        world.wait_for(lambda: world.drive(1, odometry=True) and (
+            len(world.refiner_backend.refined) > begun), 'a refinement that hangs')
+        stamps = world.drive(5, odometry=True)
+        world.wait_for(lambda: set(stamps) <= set(world.poses), 'a pose for every frame')
+        world.refiner_backend.refine_hold.set()
+        world.wait_for(lambda: stamps[-1] in world.refined, 'the newest to be refined')
+
+
 def test_row_25_a_refinement_that_comes_too_late_is_given_up():
     with localized(refiner=True, refiner_parameters={'refine.max_age': 0.1}) as world:
         world.refiner_backend.refine_delay = 0.2
