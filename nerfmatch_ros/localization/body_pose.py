@@ -76,9 +76,10 @@ def condition(covariance: np.ndarray) -> float:
     if not (variances > 0).all():
         return math.inf
     deviations = np.sqrt(variances)
-    correlation = covariance / deviations / deviations[:, None]
-    if not np.abs(correlation - correlation.T).max() <= 1e-6:  # NaN from overflow included
-        return math.inf
+    with np.errstate(over='ignore', invalid='ignore'):
+        correlation = covariance / deviations / deviations[:, None]
+        if not np.abs(correlation - correlation.T).max() <= 1e-6:  # NaN from overflow included
+            return math.inf
     values = np.linalg.eigvalsh(correlation)
     return float(values[-1] / values[0]) if values[0] > 0 else math.inf
 

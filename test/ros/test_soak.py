@@ -89,6 +89,7 @@ class Soak:
         self.offset_ns = 0  # of all stamps to the clock
         self.run_number = 0  # how often stamps went back by a second or more
         self.sent = {}  # stamps of images with the run that they are of, the newest few thousand
+        self.newest = self.stamp()  # of the last image that was sent in its time
         self.newest_pose = 0, 0  # run and stamp
         self.newest_transform = 0
         self.poses = self.transforms = 0
@@ -134,9 +135,10 @@ class Soak:
         return self.world.now_ns() + self.offset_ns
 
     def frame(self, behaviour=Behaviour.GOOD, odometry=True, change=None, stamp=None):
-        stamp = self.stamp() if stamp is None else stamp
+        if stamp is None:
+            stamp = self.newest = self.stamp()
         world, at = self.world, stamp * 1e-9 - self.world.started
-        self.sent[stamp] = self.run_number
+        self.sent.setdefault(stamp, self.run_number)
         if len(self.sent) > 5000:
             del self.sent[next(iter(self.sent))]
         if odometry:
@@ -172,9 +174,9 @@ class Soak:
             else:
                 setattr(message, name, value)
 
-        newest = next(reversed(self.sent), self.stamp())
+        newest = self.newest
         stamp = self.random.choice(np.array([
-            None, None, None, 0, newest, newest - 3_000_000, time.time_ns() + 3600 * SECOND,
+            None, None, None, 0, newest, newest - 3_000_000, newest + 3600 * SECOND,
             newest - 3600 * SECOND], dtype=object))
         if stamp is not None and 0 < stamp < newest - SECOND:
             self.run_number += 1
@@ -209,6 +211,7 @@ class Soak:
     def jump_back(self):
         self.offset_ns -= int(self.random.uniform(1.5, 10) * SECOND)
         self.run_number += 1
+        self.frame()
 
     def catch_up(self):
         self.offset_ns = 0
