@@ -66,14 +66,15 @@ class Health:
         self._begun: float | None = None
         self._clock_value: int | None = None
         self._clock_moved = time.monotonic()
-        self._clock_offset: float | None = None  # to the steady clock; None: not known
+        self._clock_offset: float | None = None  # to the steady clock; None: it is simulated
 
     def begin(self):
         """Note that the node was activated."""
         self._begun = self._clock_moved = time.monotonic()
         self._seen_frames = self._seen_broadcasts = 0
         self._deactivate = False
-        self._frame = self._clock_offset = None
+        self._frame = None
+        self._clock_offset = self._offset()
         self.publish_status()
 
     def end(self):
@@ -166,24 +167,28 @@ class Health:
         value = node.now_ns()
         if value != self._clock_value:
             self._clock_value, self._clock_moved = value, now
-        # A simulated clock runs at a pace of its own; rclpy tells of its jumps.
-        before, self._clock_offset = self._clock_offset, (
-            None if node.uses_simulated_time() else value * 1e-9 - now)
+        before, self._clock_offset = self._clock_offset, self._offset()
         if before is None or self._clock_offset is None:
             return
         step = self._clock_offset - before
         if abs(step) > CLOCK_STEP:
             node.on_clock_jump(f'the clock was set by {step:.1f} s')
 
+    def _offset(self) -> float | None:
+        """Give how far the clock is from the steady one, in seconds."""
+        # A simulated clock runs at a pace of its own; rclpy tells of its jumps.
+        if self._node.uses_simulated_time():
+            return None
+        return self._node.now_ns() * 1e-9 - time.monotonic()
+
     def _watch_state(self):
-        """Let time turn coasting into lost, and say when the state changes to lost."""
+        """Let time turn coasting into lost, and say when that happens."""
         node = self._node
         with node.lock:
-            tracker = node.pipeline.tracker
-            before = tracker.state
-            tracker.tick(time.monotonic() - node.last_accepted)
-            changed = tracker.state != before
-        if changed:
+            silence = time.monotonic() - node.last_accepted
+            lost = node.pipeline.tracker.tick(silence)
+        if lost:
+            node.get_logger().warning(f'lost: no image gave a pose for {silence:.1f} s')
             self.publish_status()
 
     def _remind(self, snapshots: list[Any]):
