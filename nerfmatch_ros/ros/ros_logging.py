@@ -8,7 +8,11 @@ CORE_LOGGER = 'nerfmatch_ros'
 
 
 class NodeLogHandler(logging.Handler):
-    """Writes Python log records through a node, so that they reach /rosout."""
+    """
+    Writes Python log records through a node, so that they reach /rosout.
+
+    Of several nodes in one process only the first writes them: a record does not say whose it is.
+    """
 
     def __init__(self, logger):
         """Write to this logger of a node; its own level decides what is shown."""
@@ -17,6 +21,9 @@ class NodeLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord):
         """Write one record."""
+        handlers = logging.getLogger(CORE_LOGGER).handlers
+        if next((item for item in handlers if isinstance(item, NodeLogHandler)), self) is not self:
+            return
         text = self.format(record)
         # rclpy ties each calling line to one severity, hence a line for each.
         if record.levelno >= logging.CRITICAL:
