@@ -195,9 +195,9 @@ class LocalizerNode(ManagedNode):
         if self._clock_jumps is not None:
             self._clock_jumps.unregister()
             self._clock_jumps = None
-        if self.input is not None:
-            self.input.close()
-            self.input = None
+        source, self.input = self.input, None
+        if source is not None:
+            source.close()
         for subscription in self._subscriptions_of_poses:
             self.destroy_subscription(subscription)
         self._subscriptions_of_poses = []
@@ -210,12 +210,11 @@ class LocalizerNode(ManagedNode):
         self.worker = None
         with self.attempted:
             self.attempted.notify_all()  # ~/relocalize waits in vain
-        if self.broadcaster is not None:
-            self.broadcaster.close()
-            self.broadcaster = None
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        for name in ('broadcaster', '_sender'):
+            part = getattr(self, name)
+            setattr(self, name, None)  # first: it is not closed twice if that fails
+            if part is not None:
+                part.close()
         self.health.end()
 
     def release(self):

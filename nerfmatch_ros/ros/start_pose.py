@@ -5,7 +5,6 @@ from typing import Any
 
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nerfmatch_ros.errors import DataError, NerfmatchError
-from nerfmatch_ros.localization.body_pose import prior_covariance
 from nerfmatch_ros.localization.pose_tracker import TrackedPose
 from nerfmatch_ros.localization.saved_pose import load_pose, save_pose, SavedPose
 from nerfmatch_ros.ros.conversions import read_pose_with_covariance, SECOND
@@ -102,8 +101,7 @@ class StartPose:
 
     def _set(self, pose: np.ndarray, covariance: np.ndarray, source: str):
         with self._node.lock:
-            self._node.pipeline.tracker.set_prior(
-                pose, prior_covariance(covariance), source=source)
+            self._node.pipeline.tracker.set_prior(pose, covariance, source=source)
         x, y, z = pose[:3, 3]
         self._node.get_logger().info(
             f'looking first near {source} ({x:.2f}, {y:.2f}, {z:.2f}); an image has to confirm it')

@@ -131,6 +131,28 @@ def test_row_21_a_gpu_that_is_lost_at_work_ends_the_process():
         assert stamp not in world.raw
 
 
+@pytest.mark.parametrize('error, ends', [
+    (torch.OutOfMemoryError('injected'), False),
+    (RuntimeError('CUDA error: unspecified launch failure'), True)])
+def test_row_20_and_21_a_gpu_that_fails_the_refiner_leaves_the_poses_alone(error, ends):
+    with World(tf_mode='map_to_camera', refiner=True) as world:
+        def fail(*_):
+            raise error
+        world.refiner_backend.refine = fail
+        world.connect(static=False)
+        world.wait_for(lambda: world.client.count_subscribers('pose_with_covariance') == 2,
+                       'the refiner')
+        if ends:
+            world.wait_for(lambda: world.drive(1) and world.refiner.fatal, 'the refiner to end')
+            assert 'unspecified launch failure' in world.refiner.fatal
+        else:
+            world.wait_for(lambda: world.drive(1) and world.refiner._state_machine.current_state[
+                1] == 'inactive', 'the refiner to give up')
+            assert not world.refiner.fatal
+        assert world.localize(frames=1)[0] in world.poses
+        assert world.state == 'active'
+
+
 # Rows 22 and 23: the map, read by the localizer itself
 
 @pytest.fixture(scope='module')

@@ -128,6 +128,7 @@ def test_a_deactivation_that_fails_leaves_a_node_that_can_be_configured_again(mo
         assert not world.change(DEACTIVATE)
         assert state(world).label == 'unconfigured', 'not active: it no longer listens'
         world.wait_for(lambda: world.logged('injected failure of closing'), 'the traceback')
+        assert world.node.worker is None and world.node.pipeline is None
         assert world.change(CONFIGURE) and world.change(ACTIVATE)
         world.connect(static=False)
         world.localize()
@@ -181,15 +182,19 @@ def test_row_35_twenty_cycles_leave_nothing_behind(tf_mode, activate):
             'test_client', *NODES}, 'helper nodes to vanish')
 
 
-def test_row_35_deactivating_breaks_off_the_wait_for_a_transform():
+def test_row_35_deactivating_breaks_off_the_wait_for_a_transform(monkeypatch):
     with World(tf_mode='map_to_odom', wait_for_transform=5.0) as world:
         world.connect()
         stamp = world.send()
         listener, thread = world.node.listener, world.node.worker.thread
+        slot, interrupt, closed = world.node.worker.slot, world.node.listener.interrupt, []
+        monkeypatch.setattr(listener, 'interrupt', lambda: closed.append(
+            slot.closed) or interrupt())
         world.wait_for(lambda: listener._waiting, 'a frame that waits for odometry')
         assert world.change(DEACTIVATE)
         # The wait is longer than the patience: without the break the thread would still be there.
         assert not thread.is_alive()
+        assert closed == [True], 'else the next frame might have begun to wait'
         assert not world.node.drops.total, 'nothing is wrong with the frame'
         assert world.change(ACTIVATE)
         world.connect()
