@@ -169,16 +169,23 @@ class World:
         return result
 
     def connect(self, *, info=True, static=True):
-        """Wait until the localizer hears the test and the test hears it; send what comes once."""
+        """Wait until the nodes hear the test and the test hears them; send what comes once."""
         self.wait_for(lambda: self.state == 'active', 'an active localizer')
+        listeners = 1
+        if self.refiner is not None and self.refiner.parameters.values.autostart:
+            self.wait_for(lambda: self.refiner._input, 'an active refiner')
+            listeners = 2
         self.wait_for(lambda: (
-            self.images.get_subscription_count() and self.infos.get_subscription_count()
+            self.images.get_subscription_count() >= listeners
+            and self.infos.get_subscription_count() >= listeners
             and self.client.count_publishers('pose')), 'discovery')
         if static:
             self.send_static()
         if info:
-            self.wait_for(lambda: self.send_info() or CAMERA_FRAME in (
-                self.node.input.cameras.frames), 'the camera to be known')
+            inputs = [self.node.input] + ([self.refiner._input] if listeners > 1 else [])
+            self.wait_for(lambda: self.send_info() or all(
+                CAMERA_FRAME in source.cameras.frames for source in inputs),
+                'the camera to be known')
 
     def call(self, kind, name, **request):
         """Call a service; give the response."""
