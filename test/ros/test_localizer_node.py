@@ -59,7 +59,9 @@ def test_odometry_and_refinement_bring_map_from_odom_to_the_truth():
         world.wait_for(
             lambda: world.client.count_subscribers('pose_with_covariance') == 2, 'the refiner')
         stamps = world.localize(odometry=True, frames=8)
-        world.wait_for(lambda: len(world.refined) >= 5, 'refined poses')
+        # On a busy machine only the newest is refined, so there may have to be more.
+        world.wait_for(lambda: len(world.refined) >= 5 or stamps.extend(
+            world.drive(1, odometry=True)), 'refined poses')
         refined_poses = dict(world.refined)  # more may come
         assert set(refined_poses) <= set(stamps)
         world.wait_for(lambda: world.tracker.counts['refined_accepted'] >= 5, 'feedback')
