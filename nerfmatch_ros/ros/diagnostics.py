@@ -130,7 +130,7 @@ def latency_status(now: LatencySnapshot) -> DiagnosticStatus:
         values.update(_percentiles(stage, summary))
     return found.status(
         'latency', f'{total.p50:.3f} s for an image' if total else 'no image yet',
-        {**values, 'GPU busy': now.gpu_busy})
+        {**values, 'share of time busy': now.busy})
 
 
 def transform_status(now: TransformSnapshot) -> DiagnosticStatus:

@@ -53,6 +53,7 @@ class FrameWorker:
         self.slot = NewestImage(is_ready)
         self.out_of_memory = 0
         self.busy_since: float | None = None  # time.monotonic() of the frame being worked on
+        self.busy_seconds = 0.0  # with all frames so far
         self._in_a_row = 0
         self._saved_memory = False
         self.thread = threading.Thread(target=self._run, name='localizer', daemon=True)
@@ -83,6 +84,7 @@ class FrameWorker:
             if not self.slot.closed:
                 self._on_failure(error)
         finally:
+            self.busy_seconds += time.monotonic() - self.busy_since
             self.busy_since = None
 
     def _on_failure(self, error: Exception):

@@ -1,6 +1,6 @@
 """Watches the localizer node: ~/status for every frame, /diagnostics and the log every second."""
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import replace
 import re
 import time
@@ -33,6 +33,7 @@ import torch
 PERIOD = 1.0  # seconds
 CLOCK_STOPPED = 3.0  # seconds without progress of a simulated clock
 CLOCK_STEP = 1.0  # seconds by which the system's clock was set
+POSES_KEPT = 1000  # newest, to tell how far refinement moved them
 REMIND = 30.0  # seconds after which the log repeats what is still wrong
 DEGRADED = ('dark', 'saturated', 'flat')  # kinds of drops that say the picture shows nothing
 
@@ -50,10 +51,14 @@ class Health:
         self._timer = node.create_timer(PERIOD, self._watch, clock=STEADY)
         self._reminders = Complaints(node.get_logger(), REMIND)
         self._frame: FrameResult | None = None  # the newest that was worked on
+        self._fix: FrameResult | None = None  # the newest with a pose
         self._same_names = 1
         self._received, self._processed = Rate(), Rate()
         self._broadcast = Rate()
         self._seen_frames = self._seen_broadcasts = 0
+        self._busy_seconds, self._busy_share, self._counted = 0.0, 0.0, time.monotonic()
+        self._positions: dict[int, np.ndarray] = {}  # of poses given out, by stamp
+        self._moved: deque[float] = deque(maxlen=POSES_KEPT)  # metres, by refinement
         self._refined: Counter[str] = Counter()
         self._refined_at: float | None = None
         self._refined_latency = Percentiles()
@@ -73,7 +78,8 @@ class Health:
         self._begun = self._clock_moved = time.monotonic()
         self._seen_frames = self._seen_broadcasts = 0
         self._deactivate = False
-        self._frame = None
+        self._frame = self._fix = None
+        self._busy_seconds = 0.0
         self._clock_offset = self._offset()
         self.publish_status()
 
@@ -90,9 +96,18 @@ class Health:
 
     # Told by the node, from any thread
 
-    def note_refined(self, verdict: str, stamp_ns: int):
-        """Note what became of a refined pose."""
+    def note_pose(self, stamp_ns: int, pose: np.ndarray):
+        """Note a pose (4, 4) that was given out."""
+        self._positions[stamp_ns] = pose[:3, 3]
+        if len(self._positions) > POSES_KEPT:
+            del self._positions[next(iter(self._positions))]
+
+    def note_refined(self, verdict: str, stamp_ns: int, pose: np.ndarray | None):
+        """Note what became of a refined pose (4, 4); None: it could not be read."""
         self._refined[verdict] += 1
+        position = self._positions.get(stamp_ns)
+        if verdict == 'accepted' and position is not None:
+            self._moved.append(float(np.linalg.norm(pose[:3, 3] - position)))
         self._refined_at = time.monotonic()
         self._refined_latency.add((self._node.now_ns() - stamp_ns) * 1e-9)
 
@@ -123,6 +138,8 @@ class Health:
         if node.pipeline is None:
             return
         self._frame = frame = frame or self._frame
+        if frame is not None and frame.pose is not None:
+            self._fix = frame
         self._status.publish(status_message(
             node.get_name(), self._localization(),
             stamp_ns=frame.stamp_ns if frame else 0, verdict=frame.verdict if frame else '',
@@ -156,6 +173,9 @@ class Health:
         now, received = time.monotonic(), self._node.input.received
         self._received.add(now, received - self._seen_frames)
         self._seen_frames = received
+        busy, passed = self._node.worker.busy_seconds, now - self._counted
+        self._busy_share = min(1.0, (busy - self._busy_seconds) / max(passed, 1e-3))
+        self._busy_seconds, self._counted = busy, now
         if self._node.broadcaster is not None:
             sent = self._node.broadcaster.sent
             self._broadcast.add(now, sent - self._seen_broadcasts)
@@ -240,10 +260,22 @@ class Health:
             degraded=frame is not None and frame.verdict in DEGRADED,
             fix_age=(time.monotonic() - node.last_accepted
                      if state != TrackerState.UNLOCALIZED else None),
+            fix_distance=None if state == TrackerState.LOCALIZED else self._travelled(),
             inliers=estimate and estimate.inliers, matches=estimate and estimate.matches,
             reprojection_error=estimate and estimate.reprojection_error,
             position_std=deviations[0], rotation_std=deviations[1], rejects_in_a_row=rejects,
             last_jump=self._last_jump, counts=counts)
+
+    def _travelled(self) -> float | None:
+        """Give the metres from the last pose to here, where odometry tells."""
+        node, fix = self._node, self._fix
+        base = node.pipeline.frames.base
+        if fix is None or fix.odom_from_base is None or base is None:
+            return None
+        latest = node.listener.latest(node.parameters.values.odom_frame_id, base)
+        if latest is None:
+            return None
+        return float(np.linalg.norm(latest[0][:3, 3] - fix.odom_from_base[:3, 3]))
 
     def _input(self) -> InputSnapshot:
         node, now = self._node, time.monotonic()
@@ -280,7 +312,7 @@ class Health:
         stages = {step: values.summary() for step, values in node.latencies.items()}
         return LatencySnapshot(
             stages={step: summary for step, summary in stages.items() if summary is not None},
-            busy_for=0.0 if busy is None else time.monotonic() - busy)
+            busy_for=0.0 if busy is None else time.monotonic() - busy, busy=self._busy_share)
 
     def _transforms(self) -> TransformSnapshot:
         node = self._node
@@ -320,7 +352,8 @@ class Health:
         return RefinerSnapshot(
             publishers=self._node.count_publishers(topic),
             silence=None if at is None else time.monotonic() - at, counts=dict(self._refined),
-            latency=self._refined_latency.summary())
+            latency=self._refined_latency.summary(),
+            improvement=float(np.mean(self._moved)) if self._moved else None)
 
     def _map(self) -> MapSnapshot:
         node, memory, limit = self._node, None, None

@@ -283,6 +283,7 @@ class LocalizerNode(ManagedNode):
 
     def _on_refined_pose(self, message: PoseWithCovarianceStamped):
         """Let a refined pose replace the fix of its image; the history replays from there."""
+        pose = None
         try:
             pose, covariance, stamp, frame = read_pose_with_covariance(message)
             if frame != self.parameters.values.global_frame_id:
@@ -292,7 +293,7 @@ class LocalizerNode(ManagedNode):
         except NerfmatchError as error:
             self.complaints.warning('refined_invalid', f'refined pose is refused: {error}')
             verdict = 'refined_invalid'
-        self.health.note_refined(verdict, stamp_ns(message.header))
+        self.health.note_refined(verdict, stamp_ns(message.header), pose)
         if verdict == 'accepted':
             self._update_broadcast()
 
@@ -368,8 +369,9 @@ class LocalizerNode(ManagedNode):
                 self.start_pose.remember(result.pose)
                 # The transform goes first: who receives the pose may look it up at once.
                 self._send_transform(result, message.header)
-                self.output.send(*self.pipeline.published_pose(result), stamp,
-                                  parameters.covariance_diagonal_only)
+                pose, covariance = self.pipeline.published_pose(result)
+                self.output.send(pose, covariance, stamp, parameters.covariance_diagonal_only)
+                self.health.note_pose(result.stamp_ns, pose)
         if result.jump is not None:
             self.health.note_jump(*result.jump, 'relocalized')
         if result.pose is None and result.verdict != 'pending':

@@ -5,6 +5,7 @@ import threading
 import time
 
 CORE_LOGGER = 'nerfmatch_ros'
+MOST_KINDS = 256  # of complaints that are remembered; some hold names that others chose
 
 
 class NodeLogHandler(logging.Handler):
@@ -81,5 +82,7 @@ class Complaints:
         with self._lock:
             if now - self._last.get(kind, -self._seconds) < self._seconds:
                 return False
+            if len(self._last) >= MOST_KINDS:
+                self._last.clear()
             self._last[kind] = now
             return True

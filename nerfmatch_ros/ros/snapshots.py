@@ -80,7 +80,7 @@ class LatencySnapshot:
 
     stages: Mapping[str, Summary] = field(default_factory=dict)  # by name, 'total' among them
     busy_for: float = 0.0  # with the image that is worked on
-    gpu_busy: float | None = None  # share of the time
+    busy: float | None = None  # share of the time that images are worked on
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RefinerSnapshot:
     silence: float | None = None  # seconds since the last refined pose; None: there was none
     counts: Mapping[str, int] = field(default_factory=dict)  # of refined poses by verdict
     latency: Summary | None = None  # seconds from the stamp of an image to its refined pose
-    improvement: float | None = None  # mean metres by which a fix moved
+    improvement: float | None = None  # mean metres by which it moved a pose
 
 
 @dataclass(frozen=True)

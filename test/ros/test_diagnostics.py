@@ -196,11 +196,11 @@ def test_a_camera_with_a_complaint_is_not_valid():
 
 def test_latency_shows_every_stage_and_warns_of_an_image_that_does_not_end():
     stages = {'match': Summary(0.1, 0.2, 0.3), 'total': Summary(0.5, 0.6, 0.7)}
-    status = latency_status(LatencySnapshot(stages, gpu_busy=0.25))
+    status = latency_status(LatencySnapshot(stages, busy=0.25))
     values = status_values(status)
     assert status.level == OK and '0.500 s' in status.message
     assert [values[f'match {part} [s]'] for part in ('p50', 'p95', 'max')] == ['0.1', '0.2', '0.3']
-    assert values['total max [s]'] == '0.7' and values['GPU busy'] == '0.25'
+    assert values['total max [s]'] == '0.7' and values['share of time busy'] == '0.25'
     status = latency_status(LatencySnapshot(stages, busy_for=31.0))
     assert status.level == WARN and 'one image has taken 31 s' in status.message
 

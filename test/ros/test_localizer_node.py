@@ -6,7 +6,9 @@ import pytest
 pytest.importorskip('rclpy', reason='needs rclpy (a sourced ROS 2, or the extra ros-wheels)')
 pytest.importorskip('tf2_msgs.msg', reason='needs tf2_msgs (python tools/generate_tf2_msgs.py)')
 
+from nerfmatch_ros.ros import health  # noqa: E402
 from nerfmatch_ros.ros.conversions import matrix_from_transform, stamp_ns  # noqa: E402
+from nerfmatch_ros.ros.diagnostics import status_values  # noqa: E402
 from node_world import (  # noqa: E402
     BASE_FROM_CAMERA,
     error_of,
@@ -97,3 +99,22 @@ def test_tracking_looks_from_the_prediction_and_mode_global_does_not():
         assert result.successful
         world.drive(1)
         assert world.backend.asked[-1][1] is None
+
+
+def test_diagnostics_tell_how_busy_the_node_is_and_how_far_refinement_moves_poses(monkeypatch):
+    monkeypatch.setattr(health, 'PERIOD', 0.05)
+    with World(tf_mode='map_to_camera', refiner=True) as world:
+        world.connect(static=False)
+        world.backend.delay = 0.05
+
+        def value(task, key):
+            return next((status_values(status)[key] for message in reversed(world.diagnostics)
+                         for status in message.status
+                         if status.name == f'nerfmatch_localizer: {task}'), '-')
+        world.wait_for(lambda: (world.drive(1), world.tracker.counts['refined_accepted'])[-1],
+                       'a refined pose')
+        world.wait_for(lambda: value('refiner', 'mean improvement [m]') != '-', 'the improvement')
+        assert 0 < float(value('refiner', 'mean improvement [m]')) < 0.2
+        world.wait_for(lambda: (world.drive(1), float(
+            value('latency', 'share of time busy')) > 0.1)[-1], 'the share')
+        assert float(value('latency', 'share of time busy')) <= 1
