@@ -1,6 +1,9 @@
 """The hash encoding: compiled loops against torch, interpolation, gradients, borders."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from nerfmatch_ros.radiance_field.hash_grid import encode_in_torch, HashGrid, level_resolutions
+import numba
 import numpy as np
 import pytest
 import torch
@@ -33,6 +36,25 @@ def test_compiled_encoding_equals_torch(generator):
     grid = random_grid(generator)
     points = torch.rand(3000, 3, generator=generator)
     torch.testing.assert_close(grid(points), in_torch(grid, points), atol=2e-4, rtol=1e-4)
+
+
+def test_every_thread_computes_with_as_many_threads_as_torch_was_told(generator):
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip('needs two cores')
+    grid, points = random_grid(generator), torch.rand(10, 3, generator=generator)
+
+    def threads_used():
+        grid(points)
+        return numba.get_num_threads()
+
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            with ThreadPoolExecutor(1) as pool:  # as a node has one, that loaded no map itself
+                assert pool.submit(threads_used).result() == threads_used() == count
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_compiled_gradients_equal_torch(generator):

@@ -21,7 +21,6 @@ from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.renderer import OPAQUE, render_view
 from nerfmatch_ros.retrieval import describe, nearest
 from nerfmatch_ros.scene_map import SceneMap
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,8 +82,7 @@ class Localizer:
         """Load a map and make ready on a device; threads: of the CPU, None leaves them."""
         keep_freed_memory()
         if threads:
-            torch.set_num_threads(threads)
-            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+            torch.set_num_threads(threads)  # the compiled loops follow
         return Localizer(SceneMap.load(folder).to(device), config)
 
     @torch.inference_mode()
