@@ -84,6 +84,17 @@ class SharedParameters:
                               'name before /image')
         if len(set(self.camera_names)) < len(self.camera_names):
             faults.append(f'parameter camera_names names a camera twice: {self.camera_names}')
+        if len(self.camera_names) > 1 and 'camera' in (
+                self.pose_frame, self.tf_mode.removeprefix('map_to_')):
+            faults.append(
+                f'parameter camera_names names {len(self.camera_names)} cameras, but by tf_mode '
+                f'{self.tf_mode} and pose_frame {self.pose_frame} the pose is that of one; '
+                'localize a base')
+        if len(self.camera_names) > 1 and self.camera_frame_id:
+            faults.append(
+                f"parameter camera_frame_id is '{self.camera_frame_id}' for all of "
+                f'{len(self.camera_names)} camera_names; leave it empty, and let each image say '
+                'its own frame')
         if self.wait_for_transform > self.tf_buffer_duration:
             faults.append(
                 f'parameter wait_for_transform is {self.wait_for_transform} and '

@@ -698,8 +698,11 @@ def test_row_27_a_flood_of_images_leaves_the_newest_frame_memory_and_transforms_
 
 def test_row_27_32_cameras_share_one_place_for_the_newest_frame():
     names = [f'camera_{k}' for k in range(32)]
-    with CameraWorld(camera_names=names, init_consistent_fixes=1) as world:
+    with World(tf_mode='map_to_base', camera_names=names, init_consistent_fixes=1) as world:
         world.wait_for(lambda: world.state == 'active', 'an active localizer')
+        world.tf_static.publish(TFMessage(transforms=[
+            transform_stamped(BASE_FROM_CAMERA, stamp_message(0), 'base_link', name)
+            for name in names]))
         make = world.client.create_publisher
         cameras = [(name, make(Image, f'{name}/image', SENSOR),
                     make(CameraInfo, f'{name}/camera_info', SENSOR)) for name in names]

@@ -216,6 +216,12 @@ def test_row_30_all_wrong_parameters_are_named_at_once(make):
     ({'map_sha256': 'abc'}, ('map_sha256',)),
     ({'camera_names': ['left', 'left']}, ('camera_names',)),
     ({'camera_names': ['left camera']}, ('camera_names',)),
+    ({'camera_names': ['left', 'right'], 'tf_mode': 'map_to_camera'},
+     ('camera_names', 'tf_mode')),
+    ({'camera_names': ['left', 'right'], 'pose_frame': 'camera'},
+     ('camera_names', 'pose_frame')),
+    ({'camera_names': ['left', 'right'], 'camera_frame_id': 'camera'},
+     ('camera_names', 'camera_frame_id')),
     ({'map_path': ''}, ('map_path',)),
 ])
 def test_row_30_configure_fails_with_the_names_of_what_contradicts(make, values, names):
@@ -229,6 +235,7 @@ def test_row_30_configure_fails_with_the_names_of_what_contradicts(make, values,
     {'base_frame_id': '', 'tf_mode': 'map_to_camera'},
     {'global_frame_id': 'odom', 'tf_mode': 'map_to_base'},
     {'camera_names': ['front/left', 'rear']},
+    {'camera_names': ['front'], 'tf_mode': 'map_to_camera', 'camera_frame_id': 'camera'},
     {'initialize_at_saved_pose': True, 'save_pose_path': 'pose.json'},
 ])
 def test_what_only_looks_contradictory_is_taken(make, values):
