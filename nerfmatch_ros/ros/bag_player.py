@@ -35,7 +35,7 @@ class BagPlayer:
         self._clock = node.create_publisher(Clock, '/clock', 10)
         self._now_ns = 0
         self._start, self._first_ns = 0.0, 0  # of the play: time.monotonic() and time of the bag
-        self._ticked = -float('inf')
+        self._ticked = -float('inf'), -2**63  # time.monotonic() and time of the last tick
 
     def wait_for_subscribers(
         self, counts: dict[str, int], timeout: float, check: Callable[[], None] = lambda: None,
@@ -97,11 +97,13 @@ class BagPlayer:
         return self._first_ns + int((monotonic - self._start) * self._rate * 1e9)
 
     def _tick(self, time_ns: int):
-        """Publish the time, unless it was published just now; it never goes back."""
+        """Publish the time, unless that was done just now, by both clocks; it never goes back."""
         now = time.monotonic()
         self._now_ns = max(self._now_ns, time_ns)
-        if now - self._ticked >= CLOCK_PERIOD:
-            self._ticked = now
+        before, before_ns = self._ticked
+        # However fast the bag is played, no image is ahead of the clock by more than a period.
+        if now - before >= CLOCK_PERIOD or self._now_ns - before_ns >= CLOCK_PERIOD * 1e9:
+            self._ticked = now, self._now_ns
             self._clock.publish(Clock(clock=Time(
                 sec=self._now_ns // 10**9, nanosec=self._now_ns % 10**9)))
 

@@ -19,7 +19,7 @@ _LOST_GPU = ('CUDA error', 'device-side assert', 'unspecified launch failure')
 
 def drop_kind(error: Exception) -> str:
     """Give the word under which a frame that raised is counted."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError):  # the name that every PyTorch has
         return 'out_of_memory'
     if isinstance(error, NerfmatchError):
         return getattr(error, 'kind', 'unusable')

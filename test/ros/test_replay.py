@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 from nerfmatch_ros.data.posed_image import PosedImage
@@ -22,6 +23,7 @@ from nerfmatch_ros import cli  # noqa: E402
 from nerfmatch_ros.ros import backend, bag_messages  # noqa: E402
 from nerfmatch_ros.ros.bag import BagReader, BagTopic, BagWriter, decoded  # noqa: E402
 from nerfmatch_ros.ros.bag_drive import DriveOptions, IMAGE_TOPIC, write_drive  # noqa: E402
+from nerfmatch_ros.ros.bag_player import BagPlayer  # noqa: E402
 from nerfmatch_ros.ros.replay import replay, ReplayOptions  # noqa: E402
 
 NODES = {'localizer_module': 'replayed_localizer', 'refiner_module': 'replayed_refiner',
@@ -68,6 +70,30 @@ def bag(tmp_path_factory):
     path = tmp_path_factory.mktemp('drive') / 'bag'
     write_drive(drive_images(NO_POSE=(10, 11), WRONG=(20,)), path)
     return path
+
+
+class Sent(list):
+    """A node whose publishers keep what they send, in one list."""
+
+    def create_publisher(self, _, topic, *__):
+        return SimpleNamespace(publish=lambda message: self.append((topic, message)))
+
+
+@pytest.mark.parametrize('rate', [1.0, 10.0, 1000.0])
+def test_no_image_is_played_ahead_of_the_clock(tmp_path, rate):
+    write_drive(drive_images(8), tmp_path / 'bag', DriveOptions(rate=10.0))
+    sent, now = Sent(), 0
+    with BagReader(tmp_path / 'bag') as bag:
+        BagPlayer(sent, bag, [IMAGE_TOPIC, '/tf'], rate=rate).play()
+    images = 0
+    for topic, message in sent:
+        if topic == '/clock':
+            assert message.clock.sec * 10**9 + message.clock.nanosec > now
+            now = message.clock.sec * 10**9 + message.clock.nanosec
+        elif topic == IMAGE_TOPIC:
+            images += 1
+            assert bag_messages.read_serialized_stamp(message) - now <= 0.02e9
+    assert images == 8
 
 
 def test_every_frame_gives_the_same_twice(bag, tmp_path):
