@@ -89,6 +89,7 @@ class RefinerNode(ManagedNode):
         self._watch: Any = None
         self._newest_pose: StampedPose | None = None  # whose image has not come yet
         self._map_of_localizer = ''  # sha256; '' before it was heard
+        self._deactivate = False  # as soon as the executor comes round
         if self.parameters.values.autostart:
             self.start_automatically()
 
@@ -122,6 +123,7 @@ class RefinerNode(ManagedNode):
         parameters = self.parameters.checked()
         self._ring = FrameRing(parameters.refine_frame_cache_mb * 1_000_000)
         self._newest_pose = None
+        self._deactivate = False
         self._worker = FrameWorker(
             self._refine, self.unexpected, drop=self._drop, is_ready=lambda job: True,
             give_up=self._give_up, save_memory=self._save_memory)
@@ -262,8 +264,9 @@ class RefinerNode(ManagedNode):
 
     def _give_up(self, reason: str, process_ends: bool):
         self.get_logger().error(reason)
-        self.fatal = reason if process_ends else ''
-        if not process_ends:
+        if process_ends:
+            self.fatal = reason
+        else:
             self._deactivate = True
 
     def _save_memory(self):
@@ -272,7 +275,7 @@ class RefinerNode(ManagedNode):
 
     def _report(self):
         """Ask for latched cameras; publish diagnostics once a second."""
-        if getattr(self, '_deactivate', False):
+        if self._deactivate:
             self._deactivate = False
             self.trigger_deactivate()
             return
@@ -281,9 +284,14 @@ class RefinerNode(ManagedNode):
         values = {'published': self.published, 'frames kept': len(self._ring),
                   'latency p50 ms': '' if summary is None else f'{1e3 * summary.p50:.0f}',
                   **{f'dropped {kind}': count for kind, count in self.drops.counts().items()}}
+        wrong = self._mismatches.lines()
+        if self.unexpected.failing:
+            wrong.append('callbacks or images keep failing; the log has the traceback')
         status = DiagnosticStatus(
-            level=DiagnosticStatus.OK, name=f'{self.get_name()}: refinement',
-            message=f'{self.published} poses refined', hardware_id=self._backend.map_sha256[:12],
+            level=DiagnosticStatus.WARN if wrong else DiagnosticStatus.OK,
+            name=f'{self.get_name()}: refinement',
+            message='; '.join([*wrong, f'{self.published} poses refined']),
+            hardware_id=self._backend.map_sha256[:12],
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
         self._diagnostics.publish(DiagnosticArray(
             header=Header(stamp=self.get_clock().now().to_msg()), status=[status]))

@@ -1,5 +1,6 @@
 """Where to look first: initialpose, the parameters initial_pose.*, the pose saved last time."""
 
+from pathlib import Path
 import time
 from typing import Any
 
@@ -33,7 +34,8 @@ class StartPose:
         if parameters.initialize_at_saved_pose:
             try:
                 saved = load_pose(
-                    parameters.save_pose_path, map_sha256=self._node.pipeline.backend.map_sha256,
+                    Path(parameters.save_pose_path).expanduser(),
+                    map_sha256=self._node.pipeline.backend.map_sha256,
                     max_age=parameters.saved_pose_max_age or float('inf'), now=time.time())
                 self._body(saved.body_frame_id)
             except NerfmatchError as error:
@@ -85,7 +87,7 @@ class StartPose:
         if newest is None:
             return 'there is no pose yet'
         try:
-            save_pose(path, newest)
+            save_pose(Path(path).expanduser(), newest)
         except NerfmatchError as error:
             self._node.complaints.warning('save_pose', str(error))
             return str(error)

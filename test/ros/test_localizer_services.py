@@ -157,12 +157,13 @@ def test_pause_ends_with_the_activation(world):
     world.localize()
 
 
-def test_save_pose_writes_what_was_published_last(tmp_path):
+def test_save_pose_writes_what_was_published_last(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
     path = tmp_path / 'pose.json'
     with World(tf_mode='map_to_camera', save_pose_rate=0.0) as world:
         world.connect(static=False)
         assert 'save_pose_path is empty' in world.call(Trigger, OWN + 'save_pose').message
-        world.node.set_parameters([Parameter('save_pose_path', value=str(path))])
+        world.node.set_parameters([Parameter('save_pose_path', value='~/pose.json')])
         early = world.call(Trigger, OWN + 'save_pose')
         assert not early.success and early.message == 'there is no pose yet'
         stamps = world.localize(frames=3)
