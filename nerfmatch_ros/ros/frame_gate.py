@@ -22,7 +22,7 @@ class FrameGateOptions:
     max_update_rate: float = 0.0  # frames per second that may pass; 0 = all
     max_future: float = 0.1  # a stamp may be ahead of the clock by that much
     restart: float = 1.0  # stamps that go back this far are a new run, such as a looping bag
-    frozen_after: int = 10  # equal frames in a row that pass before the camera counts as frozen
+    frozen_after: int = 10  # equal frames in a row that pass; further ones are frozen; 0 = off
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,11 @@ class FrameGate:
             return None
         known.newest_ns = stamp_ns
         known.equal += 1
-        if known.equal <= self.options.frozen_after:
+        if not self.options.frozen_after or known.equal <= self.options.frozen_after:
             return None
         return Drop('frozen', f'{known.equal} frames in a row have the same bytes: the camera is '
-                              'frozen; restart its driver')
+                              'frozen; restart its driver, or set frozen_after to 0 for a '
+                              'simulated one without noise')
 
     def _too_soon(self) -> Drop | None:
         """Say if the frame exceeds max_update_rate."""

@@ -31,7 +31,8 @@ def pipeline_options(parameters: LocalizerParameters) -> PipelineOptions:
 def gate_options(parameters: LocalizerParameters) -> FrameGateOptions:
     """Give the options of the sifting by stamps."""
     return FrameGateOptions(
-        max_image_age=parameters.max_image_age, max_update_rate=parameters.max_update_rate)
+        max_image_age=parameters.max_image_age, max_update_rate=parameters.max_update_rate,
+        frozen_after=parameters.frozen_after)
 
 
 def slew_limits(parameters: LocalizerParameters) -> SlewLimits:

@@ -150,6 +150,10 @@ class LocalizerParameters(SharedParameters):
     max_update_rate: float = parameter(
         0.0, 'Images localized in a second at most, Hz. 0: as many as can be.',
         limits=(0.0, 100.0), runtime=True)
+    frozen_after: int = parameter(
+        10, 'Images in a row with the same bytes after which the camera counts as frozen and they '
+        'are dropped. 0: never, for simulated cameras without noise.', limits=(0, 1_000_000),
+        runtime=True)
     camera_info_timeout: float = parameter(
         5.0, 'Seconds without a usable camera_info after which the node warns.',
         limits=(0.1, 3600.0), runtime=True)

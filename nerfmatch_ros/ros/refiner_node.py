@@ -49,7 +49,7 @@ NODE_NAME = 'nerfmatch_refiner'
 LOCALIZER_STATUS = 'nerfmatch_localizer/status'
 # The localizer has sifted the images; here any stamp will do that a pose may name.
 _EVERY_FRAME = FrameGateOptions(
-    max_image_age=0.0, max_future=float('inf'), frozen_after=sys.maxsize)
+    max_image_age=0.0, max_future=float('inf'), frozen_after=0)
 
 
 class Job(NamedTuple):
