@@ -112,12 +112,21 @@ def put_info(world, **changes):
         world.node.input.cameras.put = put
 
 
+def leave(world, *ends):
+    """Have the client destroy publishers and subscriptions, on the thread that waits for them."""
+    def destroy():
+        for end in ends:
+            (world.client.destroy_publisher if hasattr(end, 'publish')
+             else world.client.destroy_subscription)(end)
+    world.wait_for(world._spinners[1].executor.create_task(destroy).done, 'the end of the ends')
+
+
 # Cameras
 
 
 def test_row_01_frames_wait_for_camera_info_with_a_warning_and_it_recovers(watched):
     with CameraWorld(camera_info_timeout=0.2) as world:
-        world.client.destroy_publisher(world.infos)
+        leave(world, world.infos)
         world.infos = None
         world.wait_for(lambda: world.state == 'active' and world.images.get_subscription_count(),
                        'discovery')
@@ -152,7 +161,7 @@ def test_row_01_a_camera_without_camera_info_does_not_hold_up_another_one(watche
 
 def test_row_01_a_camera_info_that_was_published_once_before_is_found(watched):
     with CameraWorld(autostart=False) as world:
-        world.client.destroy_publisher(world.infos)
+        leave(world, world.infos)
         world.infos = world.client.create_publisher(CameraInfo, 'camera_info', LATCHED)
         world.infos.publish(info_message(CAMERA, stamp_message(0), CAMERA_FRAME))
         world.node.trigger_configure()
@@ -546,8 +555,8 @@ def test_row_13_a_clock_that_nobody_publishes_is_named_and_the_node_ends(watched
         diagnosed(world, 'input', ERROR, 'clock not advancing: use_sim_time is set')
         world.wait_for(lambda: logged(world, 'clock not advancing', LOG_ERROR), 'the error')
         assert not world.backend.asked
-        world.node.trigger_deactivate()
-        assert world.state == 'inactive'
+        world._spinners[0].executor.create_task(world.node.trigger_deactivate)
+        world.wait_for(lambda: world.state == 'inactive', 'the deactivation')
     assert world.node.close(), 'every thread has ended'
 
 
@@ -760,8 +769,7 @@ def test_row_28_what_nobody_looks_at_is_neither_computed_nor_copied(monkeypatch)
             return render(*call)
         world.backend.render = slow_render
         send_until(world, drawing.is_set)
-        for onlooker in onlookers:
-            world.client.destroy_subscription(onlooker)
+        leave(world, *onlookers)
         world.wait_for(lambda: not any(
             publisher.get_subscription_count()
             for publisher in world.node.output._debug.publishers), 'their leaving')
@@ -785,7 +793,7 @@ def test_row_28_a_picture_that_cannot_be_drawn_costs_no_pose():
             Image, f'{NAME}/rendered_image', lambda _: None, NEWEST)
         send_until(world, lambda: world.node.unexpected.count >= 2)
         assert logged(world, 'injected failure of rendering', LOG_ERROR)
-        world.client.destroy_subscription(onlooker)
+        leave(world, onlooker)
         stamps = world.localize()
         assert stamps[-1] in world.poses
         assert not world.node.drops.total, 'these frames gave poses'
@@ -804,8 +812,7 @@ def test_row_29_a_publisher_that_offers_too_little_is_named_with_both_profiles(w
         assert 'here reliable, volatile' in line
         assert 'publisher /test_client (best_effort, volatile)' in line
         assert len(lines) == 2, 'one for the images, one for the camera_info'
-        for publisher in (world.images, world.infos):
-            world.client.destroy_publisher(publisher)
+        leave(world, world.images, world.infos)
         world.images = world.client.create_publisher(Image, 'image', NEWEST)
         world.infos = world.client.create_publisher(CameraInfo, 'camera_info', NEWEST)
         world.connect(static=False)
@@ -825,7 +832,7 @@ def test_row_29_a_subscriber_that_asks_for_too_much_is_named_and_the_poses_go_on
         assert f"'/{NAME}/pose_raw': incompatible" in line and 'here reliable, volatile' in line
         assert 'subscriber /test_client (reliable, transient_local)' in line
         world.localize()
-        world.client.destroy_subscription(onlooker)
+        leave(world, onlooker)
         diagnosed(world, 'output', OK)
 
 
