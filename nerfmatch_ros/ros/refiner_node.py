@@ -197,9 +197,9 @@ class RefinerNode(ManagedNode):
             self._drop('wrong_frame', f"the pose is in frame '{pose.frame_id}', this node's "
                        f"global_frame_id is '{self.parameters.values.global_frame_id}'")
             return
-        if self._map_of_localizer not in ('', self._backend.map_sha256):
-            self._drop('other_map', f'the localizer uses map {self._map_of_localizer[:12]}, this '
-                       f'node {self._backend.map_sha256[:12]}; give both the same map_path')
+        other_map = self._other_map()
+        if other_map:
+            self._drop('other_map', other_map)
             return
         self._newest_pose = pose
         self._pair(pose)
@@ -214,6 +214,14 @@ class RefinerNode(ManagedNode):
     def _on_status(self, message: DiagnosticStatus):
         values = {pair.key: pair.value for pair in message.values}
         self._map_of_localizer = values.get('map_sha256', '')
+
+    def _other_map(self) -> str:
+        """Say so if the localizer uses another map, '' if not."""
+        ours, theirs = self._backend.map_sha256, self._map_of_localizer
+        if theirs in ('', ours):
+            return ''
+        return (f'the localizer uses map {theirs[:12]}, this node {ours[:12]}; give both the same '
+                'map_path')
 
     def _refine(self, job: Job):
         """Refine one pose and publish it; on the worker's thread."""
@@ -284,7 +292,7 @@ class RefinerNode(ManagedNode):
         values = {'published': self.published, 'frames kept': len(self._ring),
                   'latency p50 ms': '' if summary is None else f'{1e3 * summary.p50:.0f}',
                   **{f'dropped {kind}': count for kind, count in self.drops.counts().items()}}
-        wrong = self._mismatches.lines()
+        wrong = [*filter(None, [self._other_map()]), *self._mismatches.lines()]
         if self.unexpected.failing:
             wrong.append('callbacks or images keep failing; the log has the traceback')
         status = DiagnosticStatus(

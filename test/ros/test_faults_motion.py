@@ -576,6 +576,10 @@ def test_row_26_a_refiner_with_another_map_refines_nothing():
             world.refiner.drops.counts().get('other_map', 0) >= 2), 'refusals')
         assert not world.refined and not world.refiner_backend.refined
         world.wait_for(lambda: world.logged('give both the same map_path'), 'a warning')
+        world.wait_for(lambda: any(
+            status.level == DiagnosticStatus.WARN and 'give both' in status.message
+            for message in list(world.diagnostics) for status in message.status
+            if status.name == 'nerfmatch_refiner: refinement'), 'the diagnostics')
 
 
 # Row 40: carried away while lost
