@@ -213,10 +213,12 @@ class LocalizerParameters(SharedParameters):
         3.0, 'The body never turns faster, rad/s; a bound on its motion where there is no '
         'odometry.', limits=(0.01, 1000.0), runtime=True)
     slew_linear: float = parameter(
-        0.5, 'How fast a correction moves the robot on /tf, m/s. 0: at once.',
+        0.5, 'How fast a correction moves the robot on /tf, m/s. 0: every correction is made '
+        'at once.',
         limits=(0.0, 1000.0), runtime=True)
     slew_angular: float = parameter(
-        0.5, 'How fast a correction turns the robot on /tf, rad/s. 0: at once.',
+        0.5, 'How fast a correction turns the robot on /tf, rad/s. 0: no limit beside '
+        'slew_linear.',
         limits=(0.0, 1000.0), runtime=True)
     snap_distance: float = parameter(
         1.0, 'A correction beyond that many metres is made at once.', limits=(0.0, 1000.0),
