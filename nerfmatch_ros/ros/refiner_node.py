@@ -174,6 +174,9 @@ class RefinerNode(ManagedNode):
             self._log_handler = None
 
     def _on_frame(self, message: Any):
+        if not self.parameters.values.refine_enabled:
+            self._on_restart()  # no memory for images that nobody wants
+            return
         stamp = message.header.stamp.sec * SECOND + message.header.stamp.nanosec
         self._ring.put(stamp, message)
         pose = self._newest_pose

@@ -37,7 +37,7 @@ class StartPose:
                     Path(parameters.save_pose_path).expanduser(),
                     map_sha256=self._node.pipeline.backend.map_sha256,
                     max_age=parameters.saved_pose_max_age or float('inf'), now=time.time())
-                self._body(saved.body_frame_id)
+                self._check_frames(saved)
             except NerfmatchError as error:
                 self._node.get_logger().warning(str(error))
             else:
@@ -124,7 +124,9 @@ class StartPose:
             return parameters.base_frame_id
         return parameters.camera_frame_id or 'camera'
 
-    def _body(self, frame: str):
-        if frame != self._body_frame():
-            raise DataError(f"the saved pose is that of '{frame}', not of "
-                            f"'{self._body_frame()}'; the localizer starts without it")
+    def _check_frames(self, saved: SavedPose):
+        expected = self._node.parameters.values.global_frame_id, self._body_frame()
+        if (saved.frame_id, saved.body_frame_id) != expected:
+            raise DataError(
+                f"the saved pose is that of '{saved.body_frame_id}' in '{saved.frame_id}', not of "
+                f"'{expected[1]}' in '{expected[0]}'; the localizer starts without it")

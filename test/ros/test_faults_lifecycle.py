@@ -529,6 +529,7 @@ BAD_FILES = {
         path, saved_pose(unix_time=time.time() + 3600)), 'in the future'),
     'other body': (lambda path: save_pose(
         path, saved_pose(body_frame_id='base_link')), "'base_link'"),
+    'other frame': (lambda path: save_pose(path, saved_pose(frame_id='world')), "in 'world'"),
     'no pose': (lambda path: path.write_text(json.dumps([1, 2])), 'does not say format'),
     'folder': (lambda path: path.mkdir(), 'cannot be read'),
 }

@@ -454,6 +454,8 @@ def test_row_25_the_stream_has_no_gap_while_refinement_stops_and_returns():
             stamps += world.drive(4, odometry=True)
             if enabled:
                 world.wait_for(drive_until_refined, 'refined poses')
+            else:
+                world.wait_for(lambda: not len(world.refiner._ring), 'images to be forgotten')
             accepted.append(world.tracker.counts['refined_accepted'])
         world.wait_for(lambda: set(stamps) <= set(world.poses), 'a pose for every frame')
         check_stamps(world, world.first + stamps)
