@@ -162,8 +162,8 @@ def refiner_status(now: RefinerSnapshot) -> DiagnosticStatus:
     found = _Findings()
     heard = now.silence is not None
     late = not heard or now.silence > REFINER_SILENCE
-    found.add(now.expected and not now.publishers, WARN, 'no refiner runs')
-    found.add(now.expected and now.publishers and late, WARN,
+    found.add(not now.publishers, WARN, 'no refiner runs')
+    found.add(now.publishers and late, WARN,
               f'no refined pose for {now.silence:.0f} s' if heard else 'no refined pose yet')
     return found.status('refiner', 'alive' if now.publishers else 'none', {
         'publishers': now.publishers, 'seconds since last message': now.silence,

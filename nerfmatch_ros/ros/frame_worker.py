@@ -89,6 +89,8 @@ class FrameWorker:
 
     def _on_failure(self, error: Exception):
         kind = drop_kind(error)
+        if kind != 'out_of_memory':
+            self._in_a_row = 0
         if kind == 'out_of_memory':
             self._on_out_of_memory(error)
         elif kind == 'exception':

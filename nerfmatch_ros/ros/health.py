@@ -204,6 +204,9 @@ class Health:
     def _watch_state(self):
         """Let time turn coasting into lost, and say when that happens."""
         node = self._node
+        if node.paused:
+            node.last_accepted = time.monotonic()  # nobody asks for a pose
+            return
         with node.lock:
             silence = time.monotonic() - node.last_accepted
             lost = node.pipeline.tracker.tick(silence)

@@ -483,6 +483,7 @@ class LocalizerNode(ManagedNode):
             if self.broadcaster is not None:
                 self.broadcaster.clear_goal()
         self._publish_status()  # the refiner learns here that the map is another one
+        free_memory()  # of the old map
         self.get_logger().info(f'map {folder} in use, loaded in {seconds:.2f} s')
         return backend.map_sha256
 

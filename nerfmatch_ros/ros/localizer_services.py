@@ -41,12 +41,13 @@ class LocalizerServices:
             f'{node.get_name()}_services', context=node.context, namespace=node.get_namespace(),
             use_global_arguments=False, start_parameter_services=False, enable_rosout=False)
         own = self._waiting.create_service
-        own(Trigger, node.resolve_service_name('~/relocalize'), self._relocalize)
+        guard = node.unexpected.guard  # a call that fails is answered, too
+        own(Trigger, node.resolve_service_name('~/relocalize'), guard(self._relocalize))
         load_map = node.resolve_service_name('~/load_map')
         if hasattr(nav2, 'LoadMap'):
-            own(nav2.LoadMap, load_map, self._load_map)
+            own(nav2.LoadMap, load_map, guard(self._load_map))
         else:
-            own(Trigger, load_map, self._load_map_of_parameter)
+            own(Trigger, load_map, guard(self._load_map_of_parameter))
         self._wake = self._waiting.create_guard_condition(lambda: None)
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(self._waiting)

@@ -113,7 +113,6 @@ class RefinerSnapshot:
     """What the localizer hears of the refiner; it goes on without."""
 
     publishers: int
-    expected: bool = True  # False: its absence is no warning
     silence: float | None = None  # seconds since the last refined pose; None: there was none
     counts: Mapping[str, int] = field(default_factory=dict)  # of refined poses by verdict
     latency: Summary | None = None  # seconds from the stamp of an image to its refined pose

@@ -245,7 +245,6 @@ def test_output_counts_subscribers_and_warns_of_those_that_are_not_served():
 @pytest.mark.parametrize('changes, level, text', [
     ({}, OK, 'alive'),
     ({'publishers': 0}, WARN, 'no refiner runs'),
-    ({'publishers': 0, 'expected': False, 'silence': None}, OK, 'none'),
     ({'silence': 45.0}, WARN, 'no refined pose for 45 s'),
     ({'silence': None}, WARN, 'no refined pose yet'),
 ])

@@ -149,6 +149,17 @@ def test_pause_stops_the_poses_until_it_is_lifted(world):
     assert not set(ignored) & set(world.poses)
 
 
+def test_a_pause_longer_than_lost_timeout_does_not_lose_the_robot(world):
+    world.localize(frames=3)
+    world.call(SetBool, OWN + 'pause', data=True)
+    world.node.set_parameters([Parameter('lost_timeout', value=0.01)])
+    seen = len(world.diagnostics)
+    world.wait_for(lambda: len(world.diagnostics) >= seen + 2, 'two looks at the state')
+    assert world.tracker.state.name == 'LOCALIZED'
+    world.call(SetBool, OWN + 'pause', data=False)
+    world.wait_for(lambda: world.tracker.state.name == 'LOST', 'the time-out to count again')
+
+
 def test_pause_ends_with_the_activation(world):
     world.call(SetBool, OWN + 'pause', data=True)
     assert world.change(Transition.TRANSITION_DEACTIVATE)
