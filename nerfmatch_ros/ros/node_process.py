@@ -40,7 +40,9 @@ class NodeProcess:
         for topic, other in (remappings or {}).items():
             self._command += ['-r', f'{topic}:={other}']
         self._environment = {
-            **os.environ, **own_environment(domain), 'PYTHONPATH': _python_path()}
+            # One arena for all threads: see nerfmatch_ros/memory.py.
+            'MALLOC_ARENA_MAX': '1', **os.environ, **own_environment(domain),
+            'PYTHONPATH': _python_path()}
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> 'NodeProcess':

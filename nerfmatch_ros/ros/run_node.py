@@ -8,6 +8,7 @@ import time
 import traceback
 
 from nerfmatch_ros.errors import NerfmatchError
+from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.ros.managed_node import ManagedNode
 from nerfmatch_ros.ros.ros_logging import Complaints
 import rclpy
@@ -50,6 +51,7 @@ def run_nodes(
 
     makers: each gives a node; 1 is returned as soon as a node calls something `fatal`.
     """
+    keep_freed_memory()  # before there are threads
     nodes: list[ManagedNode] = []
     stop = StopRequest(lambda: len(nodes) < len(makers) or any(node.starting for node in nodes))
     logger = rclpy.logging.get_logger(name)
