@@ -5,12 +5,12 @@ import zlib
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nerfmatch_ros.localization.absolute_pose import floored
 from nerfmatch_ros.localization.body_pose import (
     body_from_camera,
     camera_from_body,
     condition,
     flatten,
-    floor_covariance,
     prior_covariance,
     usable_covariance,
 )
@@ -156,8 +156,8 @@ def test_honest_covariances_are_usable(rng):
 
 def test_floors_raise_what_is_too_sure_and_nothing_else(rng):
     honest = random_covariance(rng)
-    np.testing.assert_allclose(floor_covariance(honest), honest, rtol=1e-9, atol=1e-15)
-    raised = floor_covariance(1e-12 * np.eye(6))
+    np.testing.assert_allclose(floored(honest), honest, rtol=1e-9, atol=1e-15)
+    raised = floored(1e-12 * np.eye(6))
     np.testing.assert_allclose(
         np.sqrt(np.diag(raised)), np.repeat((0.001, math.radians(0.05)), 3))
 

@@ -8,7 +8,6 @@ dp_body = dp_camera - hat(R t) dtheta.
 
 import math
 
-from nerfmatch_ros.localization.absolute_pose import floored as floor_covariance
 from nerfmatch_ros.localization.absolute_pose import (
     MAX_CONDITION,
     POSITION_FLOOR,
@@ -16,9 +15,6 @@ from nerfmatch_ros.localization.absolute_pose import (
 )
 from nerfmatch_ros.localization.rigid_motion import hat, inverse
 import numpy as np
-
-__all__ = ['body_from_camera', 'camera_from_body', 'condition', 'flatten', 'floor_covariance',
-           'prior_covariance', 'usable_covariance']
 
 # Standard deviation of a pose that a person or a file states without saying how certain it is.
 PRIOR_POSITION = 0.5  # metres

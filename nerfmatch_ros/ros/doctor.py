@@ -34,11 +34,10 @@ from nerfmatch_ros.ros.doctor_inputs import (
     Inputs,
     LOCALIZER,
 )
-from nerfmatch_ros.ros.quality import EVERY, NEWEST, SENSOR
+from nerfmatch_ros.ros.quality import EVERY, NEWEST, SENSOR, STATIC
 from nerfmatch_ros.ros.transform_buffer import TransformError
 from nerfmatch_ros.ros.transform_listener import (
     DYNAMIC_QUALITY,
-    STATIC_QUALITY,
     static_transform_command,
 )
 import rclpy
@@ -137,7 +136,7 @@ def _of_link(inputs: Inputs, target: str, source: str) -> Finding:
     is_static = newest is None and not is_odometry or newest is not None and newest[1] == 0
     topic = listener.topics[is_static]
     publishers = inputs.publishers(topic)
-    _, quality = quality_verdict(publishers, STATIC_QUALITY if is_static else DYNAMIC_QUALITY)
+    _, quality = quality_verdict(publishers, STATIC if is_static else DYNAMIC_QUALITY)
     finding = Finding(f'transform {target} -> {source or "camera"}', OK, '', topic,
                       publisher_texts(publishers), quality)
     if not source:

@@ -20,6 +20,7 @@ SENSOR_RELIABLE = QoSProfile(depth=1, reliability=RELIABLE, durability=VOLATILE)
 LATCHED = QoSProfile(depth=1, reliability=RELIABLE, durability=TRANSIENT_LOCAL)
 EVERY = QoSProfile(depth=10, reliability=RELIABLE, durability=VOLATILE)
 NEWEST = QoSProfile(depth=1, reliability=RELIABLE, durability=VOLATILE)
+# Of /tf_static, as tf2_ros has it: sent once, and a late listener gets it all the same.
 STATIC = QoSProfile(depth=100, reliability=RELIABLE, durability=TRANSIENT_LOCAL)
 
 SENSOR_BY_NAME = {'sensor_data': SENSOR, 'reliable': SENSOR_RELIABLE}

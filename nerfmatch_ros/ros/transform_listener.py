@@ -9,7 +9,7 @@ import traceback
 from typing import Any
 
 from nerfmatch_ros.errors import ConfigError, DataError
-from nerfmatch_ros.ros.quality import RELIABLE, TRANSIENT_LOCAL, VOLATILE
+from nerfmatch_ros.ros.quality import RELIABLE, STATIC, VOLATILE
 from nerfmatch_ros.ros.tf2_buffer import Tf2Buffer
 from nerfmatch_ros.ros.transform_buffer import check_link, TransformBuffer, TransformError
 import numpy as np
@@ -20,9 +20,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 
-# As tf2_ros has them; a static transform is sent once, and a late listener gets it all the same.
+# Of /tf, as tf2_ros has it.
 DYNAMIC_QUALITY = QoSProfile(depth=100, reliability=RELIABLE, durability=VOLATILE)
-STATIC_QUALITY = QoSProfile(depth=100, reliability=RELIABLE, durability=TRANSIENT_LOCAL)
 SECOND = 1_000_000_000  # nanoseconds
 # Pause after a batch: the executor takes its 0.2 ms for batches instead of single messages.
 REST = 0.004  # seconds
@@ -88,7 +87,7 @@ class TransformListener:
                 message_type, node.resolve_topic_name(topic), callback, quality)
             for topic, callback, quality in (
                 ('/tf', self._on_dynamic, DYNAMIC_QUALITY),
-                ('/tf_static', self._on_static, STATIC_QUALITY)))
+                ('/tf_static', self._on_static, STATIC)))
         self.topics = self._dynamic.topic_name, self._static.topic_name
         self._jumps = node.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(seconds=-1),

@@ -17,10 +17,10 @@ class TransformPublisher:
     latest. tf2_msgs is published directly, as tf2_ros is not among the ROS wheels.
     """
 
-    def __init__(self, node: Node, frame_id: str = '', *, watch: ForeignWatch | None = None):
-        """Publish on /tf of the node; frame_id: parent for `publish`; watch: told of all sent."""
+    def __init__(self, node: Node, *, watch: ForeignWatch | None = None):
+        """Publish on /tf of the node; watch: told of all that is sent."""
         self._message_type = transform_message_type()
-        self._node, self._frame_id, self._watch = node, frame_id, watch
+        self._node, self._watch = node, watch
         self._publisher = node.create_publisher(self._message_type, '/tf', DYNAMIC_QUALITY)
         self.topic = self._publisher.topic_name  # /tf, unless it is remapped
 
@@ -32,10 +32,6 @@ class TransformPublisher:
         if self._watch is not None:
             self._watch.sent(child, stamp_ns(transform.header))
         self._publisher.publish(self._message_type(transforms=[transform]))
-
-    def publish(self, map_from_camera: np.ndarray, stamp: Any, child_frame_id: str):
-        """Send map_from_camera (4, 4) for the camera frame `child_frame_id`."""
-        self.send(self._frame_id, child_frame_id, map_from_camera, stamp)
 
     def close(self):
         """Take the publisher down."""
