@@ -51,7 +51,7 @@ def change_light(
         if random.random() < 0.5:
             picture = cv2.GaussianBlur(picture, (0, 0), random.uniform(0.4, 1.3))
         else:
-            picture = cv2.filter2D(picture, -1, _motion_kernel(
+            picture = cv2.filter2D(picture, -1, motion_kernel(
                 random.uniform(2, config.motion), random.uniform(0, np.pi)))
     gain = np.exp(random.uniform(-config.exposure, config.exposure)
                   + config.tint * random.normal(size=3)).astype(np.float32)
@@ -64,7 +64,8 @@ def change_light(
     return lit + strength * random.standard_normal(picture.shape, dtype=np.float32)
 
 
-def _motion_kernel(length: float, angle: float) -> np.ndarray:
+def motion_kernel(length: float, angle: float) -> np.ndarray:
+    """Make the filter (k, k) of a motion; length: pixels, angle: radians in the picture."""
     size = 2 * int(np.ceil(length / 2)) + 1
     kernel = np.zeros((size, size), np.float32)
     middle, half = size // 2, length / 2
