@@ -133,6 +133,17 @@ def test_poses_that_no_photometric_evidence_speaks_for_belong_to_the_fast_ones()
     assert not localizer.refined
 
 
+def test_aligned_poses_without_evidence_count_for_their_covariance_alone():
+    images = photographs(4)
+    localizer = NoisyLocalizer(images)
+    answer = localizer.refine
+    localizer.refine = lambda image, pose: replace(answer(image, pose), evidence=None)
+    calibration = run(localizer, images)
+    assert calibration.judge.refined is None
+    assert calibration.judge.fast.samples <= 240
+    assert calibration.refined_covariance_scale > 1.5 * calibration.covariance_scale
+
+
 def test_the_same_map_is_calibrated_the_same():
     images = photographs(3)
     first, second = (run(NoisyLocalizer(images), images, trials=40) for _ in range(2))

@@ -198,6 +198,8 @@ def test_evidence_is_counted_in_working_pixels_and_unscaled():
                     covariance=25 * np.diag([1, 4, 9, 0.01, 0.01, 0.16]))
     evidence = evidence_of(found, pixels_per_working_pixel=2.0, covariance_scale=25.0)
     assert evidence == Evidence(60, 0.75, 1.5, pytest.approx(3.0), pytest.approx(0.4))
+    pooled = evidence_of(found, pixels_per_working_pixel=2.0, covariance_scale=25.0, views=5)
+    assert pooled == replace(evidence, inliers=12)
     assert evidence_of(estimate(None), pixels_per_working_pixel=1.0, covariance_scale=1.0) is None
 
 

@@ -99,6 +99,37 @@ def draw_streams(drive: Any, streams: Mapping[str, Sequence[Any]], path: Path) -
     _save(figure, path)
 
 
+def draw_reliability(curve: Any, risk: Any, path: Path) -> None:
+    """
+    Draw claimed probabilities against what came true, and the risk of answering more queries.
+
+    curve: a `reliability.ReliabilityCurve`; risk: a `reliability.RiskCoverage`.
+    """
+    figure = Figure(figsize=(9, 4.2), layout='constrained')
+    claims, answers = figure.subplots(1, 2)
+    claims.plot([0, 1], [0, 1], c='0.6', linewidth=0.8, label='honest')
+    filled = curve.counts > 0
+    claims.plot(curve.claimed[filled], curve.observed[filled], c='C0', linewidth=0.8)
+    claims.scatter(curve.claimed[filled], curve.observed[filled], s=36, c='C0', zorder=3,
+                   label=f'error {100 * curve.expected_calibration_error:.1f} %')
+    for x, y, count in zip(curve.claimed[filled], curve.observed[filled], curve.counts[filled]):
+        claims.annotate(str(count), (x, y), xytext=(6, -9), textcoords='offset points',
+                        fontsize=7)
+    claims.set_xlim(-0.03, 1.08)
+    claims.set_ylim(-0.08, 1.03)
+    claims.set_xlabel('claimed probability that the pose is correct')
+    claims.set_ylabel('share that is correct')
+    claims.set_title('numbers: queries', fontsize='medium')
+    claims.legend(loc='upper left', fontsize='small')
+    answers.step(100 * risk.coverage, 100 * risk.risk, where='post', c='C3')
+    answers.set_xlim(0, 102)
+    answers.set_ylim(bottom=0, top=None if risk.risk.any() else 1)
+    answers.set_xlabel('queries answered, the most probable first [%]')
+    answers.set_ylabel('wrong among them [%]')
+    answers.set_title(f'{len(risk.risk)} queries, area {risk.area:.4f}', fontsize='medium')
+    _save(figure, path)
+
+
 def draw_worst(
     results: Sequence[Any], render: Callable[..., np.ndarray], path: Path, *, count: int = 6,
     width: int = 320,

@@ -170,19 +170,21 @@ def is_correct(map_from_camera: np.ndarray, truth: np.ndarray, extent: float) ->
 
 def evidence_of(
     estimate: PoseEstimate, *, pixels_per_working_pixel: float, covariance_scale: float,
-    photometric: PhotometricEvidence | None = None,
+    views: int = 1, photometric: PhotometricEvidence | None = None,
 ) -> Evidence | None:
     """Collect the evidence of a pose from matches; None where there is no pose.
 
     pixels_per_working_pixel: of the photograph that the estimate counts in
     covariance_scale: factor that the estimate's covariance carries
+    views: whose matches were solved together; inliers count for one of them, so that the evidence
+    of one and of several compares
     """
     if estimate.map_from_camera is None:
         return None
     position, rotation = (
         math.sqrt(max(np.linalg.eigvalsh(block)[-1], 0) / covariance_scale)
         for block in (estimate.covariance[:3, :3], estimate.covariance[3:, 3:]))
-    return Evidence(estimate.inliers, estimate.inliers / max(estimate.matches, 1),
+    return Evidence(round(estimate.inliers / views), estimate.inliers / max(estimate.matches, 1),
                     estimate.reprojection_error / pixels_per_working_pixel,
                     position, rotation, photometric)
 

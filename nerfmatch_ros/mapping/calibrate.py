@@ -61,9 +61,14 @@ class Trial:
 class Sample:
     """One pose that was found, against the truth."""
 
-    evidence: Evidence
+    evidence: Evidence | None  # None: only pictures were aligned, which no judge knows
     correct: bool
     nees: float  # squared error in units of the reported covariance, 6 degrees of freedom
+
+    @property
+    def refined(self) -> bool:
+        """Say whether the covariance is that of an alignment, not of matches."""
+        return self.evidence is None or self.evidence.photometric is not None
 
 
 def calibrate(
@@ -73,7 +78,8 @@ def calibrate(
 ) -> Calibration:
     """Localize and refine held-out photographs in many conditions, learn from how that went.
 
-    localizer: a `Localizer` whose estimates hold `evidence`; it never sees the true poses
+    localizer: a `Localizer` whose estimates hold `evidence`; it never sees the true poses. A
+    refined pose without evidence counts for the covariance only.
     held_out: photographs with poses that neither field nor matcher was trained on
     report: called with the share that is done, and figures
     scales: factors that the localizer's covariances carry, of poses from matches and of those
@@ -91,23 +97,28 @@ def calibrate(
         truth = images[trial.image].map_from_camera
         query = _query(images, trial, random)
         start = _wrong_start(truth, limit[0], config, random)
-        estimates = [localizer.localize(query, start if trial.prior else None)]
+        first = localizer.localize(query, start if trial.prior else None)
+        if first.map_from_camera is not None and first.evidence is None:
+            raise DataError(f'{query.name} got a pose without evidence; calibrate with a '
+                            'localizer that collects it')
+        estimates = [first]
         if config.refine:
-            found = estimates[0].map_from_camera
+            found = first.map_from_camera
             estimates.append(localizer.refine(
                 query, start if trial.prior or found is None else found))
-        samples += [_sample(estimate, truth, extent, query.name) for estimate in estimates
+        samples += [_sample(estimate, truth, extent) for estimate in estimates
                     if estimate.map_from_camera is not None]
         report((done + 1) / len(trials), {
             'poses': len(samples), 'correct': sum(sample.correct for sample in samples)})
-    fast = [sample for sample in samples if sample.evidence.photometric is None]
-    refined = [sample for sample in samples if sample.evidence.photometric is not None]
+    fast, refined = ([sample.nees for sample in samples if sample.refined == kind]
+                     for kind in (False, True))
+    judged = [sample for sample in samples if sample.evidence is not None]
     return Calibration(
-        covariance_scale=covariance_scale([sample.nees for sample in fast], scales[0]),
-        refined_covariance_scale=covariance_scale([sample.nees for sample in refined], scales[1]),
+        covariance_scale=covariance_scale(fast, scales[0]),
+        refined_covariance_scale=covariance_scale(refined, scales[1]),
         limit_m=limit[0], limit_rad=limit[1],
-        judge=fit_judge([sample.evidence for sample in samples],
-                        [sample.correct for sample in samples]))
+        judge=fit_judge([sample.evidence for sample in judged],
+                        [sample.correct for sample in judged]))
 
 
 def plan(images: int, trials: int) -> list[Trial]:
@@ -170,10 +181,7 @@ def _wrong_start(
         (metres * limit * directions[0], math.radians(degrees) * directions[1])))
 
 
-def _sample(estimate: PoseEstimate, truth: np.ndarray, extent: float, name: str) -> Sample:
-    if estimate.evidence is None:
-        raise DataError(f'{name} got a pose without evidence; calibrate with a localizer that '
-                        'collects it')
+def _sample(estimate: PoseEstimate, truth: np.ndarray, extent: float) -> Sample:
     delta = difference(estimate.map_from_camera, truth)
     return Sample(estimate.evidence, is_correct(estimate.map_from_camera, truth, extent),
                   float(delta @ np.linalg.solve(estimate.covariance, delta)))
