@@ -1,6 +1,6 @@
 """
-The command line: `nerfmatch build | localize | evaluate | inspect | render | bag | replay |
-doctor | demo`.
+The command line: `nerfmatch build | localize | evaluate | bench | inspect | render | bag |
+replay | doctor | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -13,11 +13,11 @@ import json
 import logging
 from pathlib import Path
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
 import tyro
-from tyro.conf import arg, Positional
+from tyro.conf import arg, Positional, subcommand, Suppress
 
 Device = Annotated[str, arg(help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')]
 MapFolder = Annotated[Path, arg(help='folder of the map')]
@@ -80,6 +80,50 @@ def evaluate(
     queries = read_posed_images(images, _named(split))
     report = evaluate_map(_load(map, device), queries, output)
     _print_table('evaluation', report)
+
+
+def bench_refine(
+    *,
+    map: MapFolder,
+    images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
+    split: Split = 'test',
+    limit: Annotated[int | None, arg(help='at most that many images, spread evenly')] = None,
+    output: Annotated[Path | None, arg(
+        help='folder for refinement.json, refinement.csv, refinement.png')] = None,
+    refiners: Annotated[tuple[str, ...], arg(
+        help="none, default, or steps joined by '+' such as match+photometric; else none, every "
+             'step alone, and default')] = (),
+    scale_with_extent: Annotated[bool, arg(
+        help='perturb in proportion to the size of the map, for outdoors')] = False,
+    markdown: Annotated[Path | None, arg(
+        metavar='FILE', help='replace the section of this map in a document')] = None,
+    json: Annotated[bool, arg(help='print JSON instead of a table')] = False,
+    device: Device = 'auto',
+) -> None:
+    """Compare refiners from the same starts: how close, how often, how long."""
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.evaluation import refinement_bench
+    from nerfmatch_ros.evaluation.refinement_report import print_refinement, report_refinement
+    config = refinement_bench.RefinementBenchConfig(
+        refiners or refinement_bench.REFINERS, scale_with_extent=scale_with_extent)
+    queries = refinement_bench.evenly_chosen(read_posed_images(images, _named(split)), limit)
+    report = report_refinement(
+        _load(map, device), queries, config, output=output, markdown=markdown,
+        name=map.resolve().name)
+    if json:
+        _print_json(report)
+    else:
+        print_refinement(report)
+
+
+def bench(
+    done: Annotated[
+        Annotated[Any, subcommand('refine', constructor=bench_refine)]
+        | Annotated[None, Suppress],  # a union of one would be no choice of a subcommand
+        arg(name='')],
+) -> int | None:
+    """Compare ways to do one thing, on photographs whose poses are known."""
+    return done
 
 
 def inspect(
@@ -222,8 +266,8 @@ def doctor(
 
 
 VERBS = {
-    'build': build, 'localize': localize, 'evaluate': evaluate, 'inspect': inspect,
-    'render': render, 'bag': bag, 'replay': replay, 'doctor': doctor,
+    'build': build, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
+    'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay, 'doctor': doctor,
     'demo': demo,
 }
 

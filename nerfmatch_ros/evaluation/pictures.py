@@ -1,11 +1,13 @@
-"""Pictures of an evaluation: the trajectory seen from above, and the worst queries."""
+"""Pictures of an evaluation: the way seen from above, the worst queries, refiners compared."""
 
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 from pathlib import Path
 import textwrap
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from nerfmatch_ros.evaluation.metrics import pose_errors
 from nerfmatch_ros.files import written_atomically
 import numpy as np
@@ -166,6 +168,56 @@ def draw_worst(
         for axis in (photo, picture):
             axis.set_xticks([])
             axis.set_yticks([])
+    _save(figure, path)
+
+
+def draw_refinement(report: Mapping[str, Any], path: Path) -> None:
+    """
+    Draw the median errors of each start and refiner, logarithmic; infinite ones along the top.
+
+    report: of `refinement_bench.summarize`.
+    """
+    results = report['results']
+    refiners = list(next(iter(results.values())))
+    figure = Figure(figsize=(max(7, 1.7 * len(results)), 8), layout='constrained')
+    panels = figure.subplots(2, 1, sharex=True)
+    quantities = (('median_translation_m', 100, 'median distance [cm]'),
+                  ('median_rotation_deg', 1, 'median angle [deg]'))
+    for axes, (key, factor, label) in zip(panels, quantities):
+        medians = np.array([[
+            np.inf if by_refiner[name][key] is None else factor * by_refiner[name][key]
+            for name in refiners] for by_refiner in results.values()])
+        shown = medians[np.isfinite(medians) & (medians > 0)]
+        low, high = (shown.min() / 2, 4 * shown.max()) if len(shown) else (0.1, 100)
+        for k, (name, marker) in enumerate(zip(refiners, itertools.cycle('osD^vP*X'))):
+            heights = np.clip(medians[:, k], 1.15 * low, high / 1.4)  # no logarithm of 0
+            finite = np.isfinite(medians[:, k])
+            across = np.arange(len(results)) + 0.8 * ((k + 0.5) / len(refiners) - 0.5)
+            colour = {'none': '0.5', 'default': 'k'}.get(name, f'C{k}')
+            axes.vlines(across[finite], low, heights[finite], colors=colour, linewidth=1.5,
+                        alpha=0.35)
+            axes.plot(across[finite], heights[finite], marker, c=colour, markersize=7, label=name)
+            axes.plot(across[~finite], heights[~finite], marker, c=colour, markersize=7,
+                      markerfacecolor='none')
+        if not np.isfinite(medians).all():
+            axes.axhline(high / 1.4 ** 2, c='0.6', linewidth=0.7, linestyle=':')
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(low, high)
+        axes.set_ylabel(label)
+        axes.grid(axis='y', c='0.9', linewidth=0.5)
+        axes.set_axisbelow(True)
+        for between in np.arange(1, len(results)) - 0.5:
+            axes.axvline(between, c='0.8', linewidth=0.7)
+        axes.set_xlim(-0.5, len(results) - 0.5)
+    panels[0].set_title(f'{report["queries"]} images; hollow, above the dotted line: no pose for '
+                        'half of them or more', fontsize='medium')
+    panels[0].legend(loc='upper center', bbox_to_anchor=(0.5, -0.02), ncols=len(refiners),
+                     fontsize='small', title='refiner', title_fontsize='small')
+    panels[1].set_xticks(range(len(results)), list(results))
+    panels[1].set_xlabel('start')
     _save(figure, path)
 
 
