@@ -7,6 +7,7 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
+from nerfmatch_ros.mapping.depth_map import DepthMap
 from nerfmatch_ros.mapping.ray_dataset import RayDataset, working_camera, working_rgb
 from nerfmatch_ros.mapping.sparse_points import SparsePoints
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
@@ -133,3 +134,37 @@ def test_reduced_depth_and_sparse_pixels_stay_in_the_picture(longest, generator)
                           np.arange(2))
     batch = RayDataset(images, FRAME, sparse, longest_side=longest).draw(20, 20, generator)
     assert batch.distance.isfinite().all() and (batch.rays.image_index[20:] == 0).all()
+
+
+def test_depth_maps_fill_in_where_an_image_has_no_depth(room, generator):
+    images = synthetic_images('train', 4, default_camera(80, 60), room=room, depth=True)
+    maps = [DepthMap(image.depth, image.camera) for image in images]
+    shadowed = DepthMap(images[0].depth * 9, images[0].camera)  # of an image with depth
+    bare = [images[0], *(replace(image, depth=None) for image in images[1:])]
+    dataset = RayDataset(bare, FRAME, NO_POINTS, longest_side=80, depth_tolerance=0.04,
+                         depths=[shadowed, maps[1], None, maps[3]])
+    batch = dataset.draw(2000, 0, generator)
+    k = batch.rays.image_index
+    assert torch.equal(batch.distance > 0, k != 2)
+    full = RayDataset(images, FRAME, NO_POINTS, longest_side=80)
+    generator.manual_seed(generator.initial_seed())
+    expected = full.draw(2000, 0, generator)
+    assert torch.equal(expected.rays.image_index, k)
+    known = k != 2
+    torch.testing.assert_close(batch.distance[known], expected.distance[known], rtol=1e-5, atol=0)
+    looked_up = (k == 1) | (k == 3)
+    torch.testing.assert_close(
+        batch.tolerance[looked_up], 0.04 * expected.distance[looked_up] + 1e-3)
+
+
+def test_sparse_points_count_before_depth_maps(generator):
+    images = numbered_images()[:1]
+    camera = CAMERAS[0]
+    sparse = SparsePoints(np.array([[0, 0.5, 3.0]]), np.zeros(1), np.ones(1), np.zeros(1, int),
+                          np.array([[19.0, 15.0]]), np.zeros(1, int))
+    flat = DepthMap(np.full((30, 40), 2.0, np.float32), camera)
+    batch = RayDataset(images, FRAME, sparse, longest_side=100, depths=[flat]).draw(
+        5, 3, generator)
+    z = batch.distance / FRAME.scene_from_map.scale
+    assert (z[:5] >= 2 - 1e-5).all() and (z[:5] < 2.6).all()
+    torch.testing.assert_close(z[5:], torch.full((3,), 3.0), atol=1e-4, rtol=0)

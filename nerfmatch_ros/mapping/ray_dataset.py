@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import cv2
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.mapping.depth_map import DepthMap, DepthTable
 from nerfmatch_ros.mapping.sparse_points import SparsePoints
 from nerfmatch_ros.radiance_field.field import Rays
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
@@ -38,11 +39,16 @@ def working_rgb(image: PosedImage, camera: Camera) -> np.ndarray:
 
 
 class RayDataset:
-    """Pixels, poses and depths of K images as flat tensors; images may differ in size."""
+    """Pixels, poses and depths of K images as flat tensors; images may differ in size.
+
+    depths: maps of these images, which count where an image has no depth of its own;
+    depth_tolerance: of such a depth, as a share of it
+    """
 
     def __init__(
         self, images: list[PosedImage], frame: SceneFrame, sparse: SparsePoints, *,
-        longest_side: int, device: str = 'cpu',
+        longest_side: int, depths: list[DepthMap | None] | None = None,
+        depth_tolerance: float = 0.01, device: str = 'cpu',
     ):
         self.frame, self.device = frame, device
         scale = frame.scene_from_map.scale
@@ -50,12 +56,12 @@ class RayDataset:
         distinct = list(dict.fromkeys(cameras))
         tables = [camera.rays(camera.pixel_grid()).float() for camera in distinct]
         starts = np.cumsum([0] + [len(table) for table in tables])
-        colours, depths, usable = [], [], []
+        colours, measured, usable = [], [], []
         for image, camera in zip(images, cameras):
             colours.append(torch.from_numpy(working_rgb(image, camera).reshape(-1, 3)))
             size = (camera.width, camera.height)
             depth = image.depth_map()
-            depths.append(None if depth is None else torch.from_numpy(
+            measured.append(None if depth is None else torch.from_numpy(
                 cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)).flatten())
             mask = image.valid_mask()
             usable.append(None if mask is None else torch.from_numpy(cv2.resize(
@@ -67,10 +73,14 @@ class RayDataset:
         self.table_starts = torch.tensor(
             [starts[distinct.index(camera)] for camera in cameras], device=device)
         self.depths = None
-        if any(depth is not None for depth in depths):
+        if any(depth is not None for depth in measured):
             self.depths = torch.cat([
                 torch.zeros(len(c)) if d is None else d * scale
-                for c, d in zip(colours, depths)]).to(device)
+                for c, d in zip(colours, measured)]).to(device)
+        # The maps stay as small as they are and are looked up for the rays that are drawn.
+        self.depth_table, self.depth_tolerance = None, depth_tolerance
+        if depths is not None and any(depth is not None for depth in depths):
+            self.depth_table = DepthTable(depths, device)
         self.usable = None
         if any(mask is not None for mask in usable):
             self.usable = torch.cat([
@@ -124,6 +134,12 @@ class RayDataset:
         if self.depths is not None:
             distance = self.depths[pixel] / directions[:, 2]
             tolerance = 0.01 * distance + 1e-3
+        if self.depth_table is not None:
+            looked_up = self.depth_table.distances(image, directions)
+            looked_up = looked_up * self.frame.scene_from_map.scale
+            free = distance == 0
+            distance = torch.where(free, looked_up, distance)
+            tolerance = torch.where(free, self.depth_tolerance * looked_up + 1e-3, tolerance)
         if known:
             distance[count:] = self.sparse_distance[picked]
             tolerance[count:] = self.sparse_tolerance[picked]

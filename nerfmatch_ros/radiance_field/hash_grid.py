@@ -146,7 +146,7 @@ def _backward_points(points, table, gradient, resolutions, dense, point_gradient
         point_gradient[i, 2] = total[2]
 
 
-def _as_many_threads_as_torch():
+def as_many_threads_as_torch():
     """Hold numba to the number of threads that torch was told; numba's own goes by the caller."""
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
@@ -154,7 +154,7 @@ def _as_many_threads_as_torch():
 class _CompiledEncoding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, points, table, resolutions, dense):
-        _as_many_threads_as_torch()
+        as_many_threads_as_torch()
         points = points.contiguous()
         out = points.new_empty(len(points), table.shape[0] * FEATURES)
         _forward(points.detach().numpy(), table.detach().numpy(), resolutions, dense, out.numpy())
@@ -164,7 +164,7 @@ class _CompiledEncoding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        _as_many_threads_as_torch()
+        as_many_threads_as_torch()
         points, table = ctx.saved_tensors
         gradient = gradient.float().contiguous()
         point_gradient = table_gradient = None
