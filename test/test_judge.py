@@ -82,6 +82,9 @@ def test_each_kind_of_evidence_has_its_own_model():
     assert alone.probability(piece(refined=True)) == alone.probability(piece())
     assert math.isnan(fit_judge(refined, [True] * 60).probability(piece()))
     assert judge.probability(None) == 0
+    nothing_learned = Judge(None, None)
+    assert math.isnan(nothing_learned.probability(None))
+    assert math.isnan(nothing_learned.probability(piece()))
 
 
 @pytest.mark.parametrize('name', BETTER)

@@ -123,6 +123,8 @@ class Judge:
         No evidence is no pose: 0. Without a model for its kind of evidence a refined pose is
         judged by its matches alone; nan where there is no model for that either.
         """
+        if self.fast is None and self.refined is None:
+            return math.nan
         if evidence is None:
             return 0.0
         if evidence.photometric is not None and self.refined is not None:
