@@ -1,15 +1,19 @@
-import csv
-from dataclasses import dataclass, replace
-import json
+from dataclasses import replace
+from functools import partial
 import math
-from types import SimpleNamespace
 
-import cv2
-from fake_localizer import estimate, FakeLocalizer, moved, queries
-from nerfmatch_ros import cli
-from nerfmatch_ros.data import transforms_json
+from fake_localizer import queries
+from fake_refiner import (
+    compare,
+    distance,
+    FakeConfig,
+    FakeRefiner,
+    LEFT,
+    SECONDS,
+    START_SECONDS,
+    STARTS,
+)
 from nerfmatch_ros.errors import ConfigError, DataError
-from nerfmatch_ros.evaluation import refinement_bench, refinement_report
 from nerfmatch_ros.evaluation.refinement_bench import (
     bench_refinement,
     evenly_chosen,
@@ -18,84 +22,15 @@ from nerfmatch_ros.evaluation.refinement_bench import (
     RefinementBenchConfig,
     REFINERS,
     schedules_of,
-    summarize,
 )
-from nerfmatch_ros.geometry.pose import interpolate, pose_distance
 import numpy as np
 import pytest
-import torch
-
-# What is left of the error after a step; 'features' never has a pose, 'inerf' only from near by.
-LEFT = {'match': 0.5, 'views': 0.25, 'photometric': 0.1, 'inerf': 0.8}
-SECONDS = {'match': 0.1, 'views': 0.5, 'photometric': 0.2, 'features': 0.3, 'inerf': 5.0}
-START_SECONDS = {'retrieval': 0.02, 'match': 0.04}
-STARTS = ['retrieval', 'match', '2cm_0.5deg', '5cm_1deg', '10cm_2.5deg', '30cm_8deg']
-
-
-def distance(first, second):
-    metres, radians = pose_distance(torch.from_numpy(first), torch.from_numpy(second))
-    return float(metres), math.degrees(radians)
-
-
-@dataclass(frozen=True)
-class FakeConfig:
-    rounds: int = 3
-    refine: tuple = ('match', 'photometric')
-
-
-class FakeRefiner(FakeLocalizer):
-    """Knows the true poses and closes a fixed share of the gap to them in each step."""
-
-    map_sha256 = '0123456789abcdef'
-
-    def __init__(self, images, fake_config=FakeConfig(), unfound=()):
-        super().__init__([
-            estimate(None, reason='dark') if k in unfound
-            else estimate(moved(image.map_from_camera, 0.04)) for k, image in enumerate(images)])
-        self.truth = [image.map_from_camera for image in images]
-        self.config = fake_config
-        self.clock = 0.0
-        self.calls = []
-
-    def localize(self, image, prior=None):
-        assert self.config.rounds == 0, 'the start is the fast path alone'
-        self.clock += START_SECONDS['match']
-        return super().localize(image)
-
-    def similar_views(self, image, count):
-        self.asked.append(image)
-        self.clock += START_SECONDS['retrieval']
-        truth = self.truth[int(image.rgb()[0, 0, 0])]
-        return np.array([moved(truth, 0, 0.4, 0, 0.2), np.eye(4)])[:count]
-
-    def refine(self, image, map_from_camera, schedule):
-        assert self.config.rounds == 3, 'the configuration of the map refines'
-        self.asked.append(image)
-        index = int(image.rgb()[0, 0, 0])
-        self.calls.append((index, tuple(schedule), map_from_camera))
-        truth, pose = self.truth[index], map_from_camera
-        for step in schedule:
-            self.clock += SECONDS[step]
-            if step == 'features' or step == 'inerf' and distance(pose, truth)[0] > 0.2:
-                return estimate(None, reason=f'{step} leads nowhere')
-            pose = interpolate(torch.from_numpy(truth), torch.from_numpy(pose), LEFT[step]).numpy()
-        return estimate(pose)
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    """Run a comparison on a clock that only the fake localizer moves; give report and all."""
-    def run(count=4, config=None, **options):
-        images = queries(count)
-        localizer = FakeRefiner(images, **options)
-        monkeypatch.setattr(refinement_bench, 'time',
-                            SimpleNamespace(perf_counter=lambda: localizer.clock))
-        attempts = bench_refinement(localizer, images, config)
-        report = summarize(attempts, localizer.scene_map.extent, default=localizer.config.refine)
-        return SimpleNamespace(
-            report=report, results=report['results'], attempts=attempts, localizer=localizer,
-            images=images)
-    return run
+    """Give the comparison of refiners, whose clock is the fake localizer's."""
+    return partial(compare, monkeypatch)
 
 
 def test_every_refiner_starts_from_every_start_on_the_same_images(bench):
@@ -278,109 +213,3 @@ def test_images_without_truth_are_refused():
     localizer = FakeRefiner([image])
     with pytest.raises(DataError, match='query-000'):
         bench_refinement(localizer, [replace(image, map_from_camera=None)])
-
-
-def test_files_are_complete_and_agree(bench, tmp_path):
-    made = bench(unfound=(1,))
-    refinement_report.write_results(made.attempts, made.report, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        'refinement.json', 'refinement.csv', 'refinement.png'}
-    assert json.loads((tmp_path / 'refinement.json').read_text()) == made.report
-    rows = list(csv.DictReader((tmp_path / 'refinement.csv').open()))
-    assert len(rows) == 4 * 6 * len(REFINERS)
-    views = [row for row in rows if (row['start'], row['refiner']) == ('match', 'views')]
-    assert [row['localized'] for row in views] == ['1', '0', '1', '1']
-    assert float(views[0]['translation_error_m']) == pytest.approx(0.01)
-    assert float(views[0]['seconds']) == pytest.approx(0.5)
-    assert views[1]['translation_error_m'] == '' and views[1]['reason'] == 'dark'
-    assert cv2.imread(str(tmp_path / 'refinement.png')).std() > 5
-
-
-@pytest.mark.parametrize('left', [0.0, math.inf])
-def test_exact_and_hopeless_refiners_can_be_drawn(bench, tmp_path, left):
-    made = bench(count=1, config=RefinementBenchConfig(refiners=('none', 'views')))
-    for by_refiner in made.results.values():
-        for figures in by_refiner.values():
-            value = left if math.isfinite(left) else None
-            figures.update(median_translation_m=value, median_rotation_deg=value)
-    refinement_report.write_results(made.attempts, made.report, tmp_path)
-    assert cv2.imread(str(tmp_path / 'refinement.png')).std() > 5
-
-
-def test_section_shows_every_figure_and_the_closest_in_bold(bench):
-    made = bench()
-    lines = refinement_report.section(made.report, 'kitchen').splitlines()
-    assert lines[0] == '## kitchen'
-    assert '4 images, extent 3 m, default: match, photometric' in lines[2]
-    row = next(line for line in lines if line.startswith('| 10cm_2.5deg'))
-    assert row == ('| 10cm_2.5deg | 10 / 2.5 | 5 / 1.25 | 2.5 / 0.625 | 1 / 0.25 | - / - | '
-                   '8 / 2 | **0.5 / 0.125** | 20 / 20 |')
-    inerf = '| 10cm_2.5deg | inerf | 8 | 2 | 8 | 0.00 | 0.00 | 0.00 | 5000 |'
-    assert inerf in lines and len(lines) > 6 * len(REFINERS)
-    table = [line.count('|') for line in lines if line.startswith('|')]
-    assert set(table[:8]) == {len(REFINERS) + 3} and set(table[8:]) == {10}
-
-
-def test_a_document_keeps_what_is_not_of_this_map():
-    put = refinement_report.with_section
-    first = put('', 'kitchen', 'old\n')
-    assert first.startswith('# What refinement gains')
-    both = put(first, 'facade', 'other\n')
-    again = put(both.replace('# What', '# Mine: what'), 'kitchen', 'new\n')
-    assert again == both.replace('# What', '# Mine: what').replace('old\n', 'new\n')
-    assert put(again, 'kitchen', 'new\n') == again
-    for broken in (both.replace('<!-- end of bench refine: facade -->', ''),
-                   both.replace('<!-- bench refine: facade -->', '')):
-        with pytest.raises(ConfigError, match='only one of the lines'):
-            put(broken, 'facade', 'new\n')
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    """Folder of a data set with four queries."""
-    folder = tmp_path / 'photographs'
-    folder.mkdir()
-    frames = []
-    for index, image in enumerate(queries(4)):
-        name = f'{index}.png'
-        cv2.imwrite(str(folder / name), image.pixels[..., ::-1])
-        frames.append(transforms_json.frame_entry(
-            replace(image, name=name, split='test'), folder))
-    transforms_json.write(folder / 'transforms.json', frames)
-    return folder
-
-
-def run(*arguments):
-    """Run the verb and give its exit code."""
-    return cli.main(['bench', 'refine', *map(str, arguments)])
-
-
-def test_command_prints_a_table_or_json_and_writes_what_is_asked(
-        photographs, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cli, '_load', lambda folder, device: FakeRefiner(queries(4)))
-    monkeypatch.setenv('COLUMNS', '200')
-    document = tmp_path / 'docs' / 'refinement.md'
-    arguments = ['--map', 'maps/kitchen', '--images', photographs, '--markdown', document]
-    assert run(*arguments, '--output', tmp_path / 'out') == 0
-    table = capsys.readouterr().out
-    assert all(word in table for word in (*STARTS, *REFINERS, 'gain'))
-    assert '<!-- bench refine: kitchen -->' in document.read_text()
-    written = json.loads((tmp_path / 'out/refinement.json').read_text())
-    assert written['queries'] == 4 and written['map_sha256'] == '0123456789abcdef'
-    assert run(*arguments, '--json', '--limit', '2', '--scale-with-extent', '--refiners', 'none',
-               'match+views') == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report['queries'] == 2
-    assert list(report['results']['match']) == ['none', 'match+views']
-    assert '25.7cm_8deg' in report['results']  # 30 cm times 3 m / 3.5 m
-
-
-def test_a_damaged_document_is_refused_before_the_work(
-        photographs, monkeypatch, tmp_path, capsys):
-    localizer = FakeRefiner(queries(4))
-    monkeypatch.setattr(cli, '_load', lambda folder, device: localizer)
-    document = tmp_path / 'refinement.md'
-    document.write_text('<!-- bench refine: kitchen -->\n')
-    assert run('--map', 'kitchen', '--images', photographs, '--markdown', document) == 2
-    assert 'only one of the lines' in capsys.readouterr().err
-    assert not localizer.calls and document.read_text() == '<!-- bench refine: kitchen -->\n'
