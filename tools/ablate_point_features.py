@@ -72,7 +72,8 @@ def main(
     print(table)
 
 
-FIELD_FILES = ('sparse_points.npz', 'field.safetensors', 'field.json', FIELD_PICTURE)
+FIELD_FILES = (
+    'sparse_points.npz', 'depth.npz', 'field.safetensors', 'field.json', FIELD_PICTURE)
 
 
 def _share_field(source: Path, folder: Path) -> None:
