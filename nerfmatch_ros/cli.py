@@ -21,6 +21,9 @@ from tyro.conf import arg, Positional, subcommand, Suppress
 
 Device = Annotated[str, arg(help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')]
 MapFolder = Annotated[Path, arg(help='folder of the map')]
+Refine = Annotated[str, arg(
+    metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
+    "match+photometric, or map for the map's own schedule")]
 Split = Annotated[
     Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")]
 
@@ -54,6 +57,7 @@ def localize(
     camera: Annotated[Path | None, arg(
         help='YAML file with model, width, height, fx, fy, cx, cy, distortion; else the camera '
              'that a transforms.json has for the photograph, else the one of the map')] = None,
+    refine: Refine = 'map',
     device: Device = 'auto',
 ) -> None:
     """Print where photographs were taken, one line of JSON each."""
@@ -62,7 +66,7 @@ def localize(
     if not images:
         raise ConfigError('no photograph is named; give at least one file')
     given = None if camera is None else read_camera(camera)
-    for record in localize_files(_load(map, device), images, given):
+    for record in localize_files(_load(map, device, refine), images, given):
         print(json.dumps(record, allow_nan=False), flush=True)
 
 
@@ -72,13 +76,14 @@ def evaluate(
     images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
     output: Annotated[Path, arg(help='folder for report.json, poses.tum, errors.csv, pictures')],
     split: Split = 'test',
+    refine: Refine = 'map',
     device: Device = 'auto',
 ) -> None:
     """Localize photographs whose poses are known and report the errors."""
     from nerfmatch_ros.data.reader import read_posed_images
     from nerfmatch_ros.evaluation.evaluate import evaluate as evaluate_map
     queries = read_posed_images(images, _named(split))
-    report = evaluate_map(_load(map, device), queries, output)
+    report = evaluate_map(_load(map, device, refine), queries, output)
     _print_table('evaluation', report)
 
 
@@ -306,10 +311,18 @@ def _named(split: str) -> str | None:
     return None if split == 'all' else split
 
 
-def _load(folder: Path, device: str):
+def _load(folder: Path, device: str, refine: str = 'map'):
+    from dataclasses import replace
+
     from nerfmatch_ros.config import choose_device
     from nerfmatch_ros.localization.localizer import Localizer
-    return Localizer.load(folder, device=choose_device(device))
+    from nerfmatch_ros.localization.schedule import checked_schedule
+    steps = None if refine == 'map' else checked_schedule(
+        () if refine == 'none' else refine.split('+'))
+    localizer = Localizer.load(folder, device=choose_device(device))
+    if steps is not None:
+        localizer.config = replace(localizer.config, refine=steps)
+    return localizer
 
 
 def _print_json(value: dict) -> None:

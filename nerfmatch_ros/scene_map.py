@@ -107,6 +107,7 @@ class SceneMap:
     longest_side: int  # pixels of the working picture
     frame_id: str = 'map'
     localization: dict[str, Any] = dataclass_field(default_factory=dict)  # the map's own settings
+    calibration: dict[str, Any] = dataclass_field(default_factory=dict)  # {}: never measured
     notes: dict[str, Any] = dataclass_field(default_factory=dict)  # how it was built
     sha256: str = ''  # of map.yaml, which holds that of every other file; '' before it is saved
 
@@ -161,6 +162,8 @@ class SceneMap:
             'working_longest_side_px': self.longest_side,
             'scene_from_map_scale': self.frame.scene_from_map.scale,
             'localization': self.localization,
+            'calibration': {key: value for key, value in self.calibration.items()
+                            if key != 'judge'} or None,
             **self.notes,
         }
 
@@ -194,7 +197,8 @@ class SceneMap:
                             'far': self.frame.far},
             'working_focal': self.working_focal, 'longest_side': self.longest_side,
             'field': to_dict(self.field_config), 'matcher': to_dict(self.matcher_config),
-            'localization': self.localization, 'notes': self.notes,
+            'localization': self.localization, 'calibration': self.calibration,
+            'notes': self.notes,
             'cameras': [camera.to_dict() for camera in distinct],
             'references': [{'name': name, 'camera': distinct.index(camera)} for name, camera in
                            zip(self.references.names, self.references.cameras)],
@@ -327,6 +331,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     return SceneMap(
         frame, field_config, field, matcher_config, matcher, references, surface, words,
         focal, side, str(description['frame_id']), dict(description['localization']),
+        dict(description.get('calibration', {})),
         dict(description['notes']))
 
 

@@ -64,6 +64,8 @@ class FakeLocalizer:
         self.asked.append(image)
         return self.answers[int(image.rgb()[0, 0, 0])]
 
+    localize_and_refine = localize
+
     def render(self, camera, map_from_camera):
         """Give a grey picture."""
         return np.full((camera.height, camera.width, 3), 90, np.uint8)

@@ -118,6 +118,32 @@ def test_a_killed_build_goes_on_and_ends_like_a_whole_one(
     assert scene_map.summary()['images'] == len(images) and not work.exists()
 
 
+def test_depth_is_measured_once_and_reaches_the_rays(tmp_path, images, monkeypatch):
+    measured, known = [], []
+    original = build_module.multi_view_depth
+
+    def measuring(given, *args, **options):
+        measured.append([image.name for image in given])
+        return original(given, *args, **options)
+
+    def training(field, dataset, *args, **options):
+        batch = dataset.draw(2000, 0, torch.Generator().manual_seed(0))
+        known.append((batch.distance > 0).float().mean().item())
+        raise Killed
+
+    monkeypatch.setattr(build_module, 'multi_view_depth', measuring)
+    monkeypatch.setattr(build_module, 'train_field', training)
+    bare = [replace(image, depth=None) for image in images]
+    config = replace(TINY, depth=replace(TINY.depth, longest_side=64, depths=24))
+    for _ in range(2):
+        with pytest.raises(Killed):
+            build_map(bare, tmp_path / 'map', config)
+    # Of the photographs that the field is trained on, and not again when the build goes on.
+    names = [image.name for image in images]
+    assert len(measured) == 1 and set(measured[0]) < set(names)
+    assert known[0] == known[1] > 0.02
+
+
 def test_an_unfinished_build_is_refused_with_other_options(tmp_path, images, monkeypatch):
     def stop(*args, **options):
         raise Killed

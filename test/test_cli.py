@@ -37,7 +37,7 @@ def localizer(monkeypatch):
     answers = [estimate(pose) for pose in circle(4)]
     answers[1] = estimate(None, reason='too few matches')
     fake = FakeLocalizer(answers)
-    monkeypatch.setattr(cli, '_load', lambda folder, device: fake)
+    monkeypatch.setattr(cli, '_load', lambda folder, device, refine='map': fake)
     return fake
 
 
@@ -188,7 +188,7 @@ def test_build_hands_over_training_images_configuration_and_time(
 
 
 def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
-    def interrupted(folder, device):
+    def interrupted(folder, device, refine):
         raise KeyboardInterrupt
     monkeypatch.setattr(cli, '_load', interrupted)
     assert run('localize', '--map', 'm', photographs / '0.png') == 130

@@ -11,6 +11,8 @@ from nerfmatch_ros.data.working_image import working_view
 from nerfmatch_ros.errors import ConfigError, MapError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import inverse, pose_distance, transform_points
+from nerfmatch_ros.localization.calibration import Calibration
+from nerfmatch_ros.localization.judge import Judge, LogisticModel
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
 from nerfmatch_ros.mapping.surface_points import surface_points
 from nerfmatch_ros.matching.matcher import ImageTokens, MatcherConfig, Matches, PointTokens
@@ -82,8 +84,9 @@ def sphere_map(references, matcher):
         surface_points(references, 400), torch.eye(8), CAMERA.fx, 80)
 
 
-def make(references, camera=CAMERA, config=None, **oracle):
-    localizer = Localizer(sphere_map(references, Oracle(TRUTH, camera, **oracle)),
+def make(references, camera=CAMERA, config=None, calibration=None, **oracle):
+    scene_map = sphere_map(references, Oracle(TRUTH, camera, **oracle))
+    localizer = Localizer(replace(scene_map, calibration=calibration or {}),
                           config or LocalizerConfig())
     return localizer, localizer.scene_map.matcher
 
@@ -168,7 +171,8 @@ def test_refinement_looks_again_and_improves_a_coarse_first_pose(references):
 
 def test_refine_solves_several_views_together_and_lands_nearer(references):
     start = moved(TRUTH, 0.06, -0.04, 0.05, 0.02, -0.01, 0.02)
-    localizer, matcher = make(references, config=LocalizerConfig(rounds=0, refined_views=5))
+    localizer, matcher = make(references, config=LocalizerConfig(
+        rounds=0, refine=('views',), refined_views=5))
     single = localizer.localize(query(), start)
     views = len(matcher.offered)
     estimate = localizer.refine(query(), start, rounds=1)
@@ -179,6 +183,33 @@ def test_refine_solves_several_views_together_and_lands_nearer(references):
     assert estimate.position_std > single.position_std / math.sqrt(5)
     again = localizer.refine(query(), start, rounds=1)
     np.testing.assert_array_equal(again.map_from_camera, estimate.map_from_camera)
+
+
+def test_a_map_without_calibration_says_nothing_of_probability(references):
+    localizer, _ = make(references)
+    estimate = localizer.localize(query(), TRUTH)
+    assert estimate.evidence.inliers == estimate.inliers and math.isnan(estimate.probability)
+
+
+def test_the_judge_of_the_map_judges_and_its_factor_scales_the_covariance(references):
+    model = LogisticModel((0.0,) * 5, 1.5, 10)
+    calibration = Calibration(4.0, 9.0, 0.05, 0.09, Judge(model, None))
+    plain, _ = make(references, config=LocalizerConfig(covariance_scale=1.0))
+    judged, _ = make(references, calibration=calibration.to_dict())
+    before, after = (localizer.localize(query(), TRUTH) for localizer in (plain, judged))
+    np.testing.assert_allclose(after.covariance, 4 * before.covariance)
+    assert after.probability == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert after.evidence == before.evidence
+    blind, _ = make(references, blind=True, calibration=calibration.to_dict())
+    assert blind.localize(query()).probability == 0
+
+
+def test_the_schedule_of_a_call_goes_before_that_of_the_map(references):
+    localizer, matcher = make(references, config=LocalizerConfig(refine=('views',)))
+    localizer.refine(query(), TRUTH, schedule=('match',))
+    assert len(matcher.offered) == 1
+    with pytest.raises(ConfigError, match="'look' is unknown"):
+        localizer.refine(query(), TRUTH, schedule=('look',))
 
 
 def test_refine_ends_when_the_pose_rests(references):

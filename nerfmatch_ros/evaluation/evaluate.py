@@ -15,6 +15,12 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.tum import format_tum
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.evaluation import metrics
+from nerfmatch_ros.evaluation.reliability import (
+    correct_poses,
+    reliability,
+    risk_coverage,
+    summarize_reliability,
+)
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 import numpy as np
@@ -47,9 +53,14 @@ def evaluate(localizer: Any, images: Sequence[PosedImage], output: Path) -> dict
     report = summarize(results, scene_map.extent)
     write_results(results, report, output)
     # matplotlib is slow to import and the figures above stand without it.
-    from nerfmatch_ros.evaluation.pictures import draw_trajectory, draw_worst
+    from nerfmatch_ros.evaluation.pictures import draw_reliability, draw_trajectory, draw_worst
     draw_trajectory(results, scene_map.reference_poses, Path(output) / 'trajectory.png')
     draw_worst(results, localizer.render, Path(output) / 'worst.png')
+    if report['reliability'] is not None:
+        probabilities, wrong = probabilities_of(results), ~correct_poses(
+            errors_of(results), scene_map.extent)
+        draw_reliability(reliability(probabilities, ~wrong), risk_coverage(probabilities, wrong),
+                         Path(output) / 'reliability.png')
     return report
 
 
@@ -64,7 +75,7 @@ def localize_all(
         query = replace(
             image, pixels=image.rgb(), map_from_camera=None, depth=None, depth_path=None)
         start = time.perf_counter()
-        estimate = localizer.localize(query)
+        estimate = localizer.localize_and_refine(query)
         results.append(QueryResult(image, estimate, time.perf_counter() - start))
         if after_each is not None:
             after_each(results[-1])
@@ -78,6 +89,11 @@ def errors_of(results: Sequence[QueryResult]) -> metrics.PoseErrors:
         [result.image.map_from_camera for result in results])
 
 
+def probabilities_of(results: Sequence[QueryResult]) -> np.ndarray:
+    """Give what the judge says of each query (N,): 0 without a pose, nan without a judge."""
+    return np.array([result.estimate.probability for result in results])
+
+
 def summarize(results: Sequence[QueryResult], extent: float) -> dict:
     """Give the report; extent: diagonal of the map cameras' bounding box, metres."""
     errors = errors_of(results)
@@ -88,6 +104,8 @@ def summarize(results: Sequence[QueryResult], extent: float) -> dict:
         'localized': sum(pose is not None for pose in poses),
         'median_translation_m': metrics.median(errors.translation),
         'median_rotation_deg': metrics.median(errors.rotation),
+        'p90_translation_m': metrics.percentile(errors.translation, 90),
+        'p90_rotation_deg': metrics.percentile(errors.rotation, 90),
         'recall': metrics.recalls(errors, extent),
         'seconds_per_image': {
             'median': metrics.percentile(seconds, 50), 'p95': metrics.percentile(seconds, 95)},
@@ -97,6 +115,7 @@ def summarize(results: Sequence[QueryResult], extent: float) -> dict:
         'anees': metrics.average_nees(
             poses, [result.image.map_from_camera for result in results],
             [result.estimate.covariance for result in results]),
+        'reliability': summarize_reliability(probabilities_of(results), errors, extent),
         'failures': dict(Counter(
             result.estimate.reason for result in results
             if result.estimate.map_from_camera is None)),
@@ -141,7 +160,7 @@ def format_errors(results: Sequence[QueryResult]) -> str:
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow([
         'name', 'localized', 'reason', 'translation_error_m', 'rotation_error_deg', 'inliers',
-        'matches', 'reprojection_error_px', 'position_std_m', 'seconds'])
+        'matches', 'reprojection_error_px', 'position_std_m', 'probability', 'seconds'])
     errors = errors_of(results)
     for i, result in enumerate(results):
         estimate = result.estimate
@@ -149,7 +168,8 @@ def format_errors(results: Sequence[QueryResult]) -> str:
             result.image.name, int(estimate.map_from_camera is not None), estimate.reason,
             *(_number(value) for value in (errors.translation[i], errors.rotation[i])),
             estimate.inliers, estimate.matches, _number(estimate.reprojection_error),
-            _number(result.estimate.position_std), f'{result.seconds:.4f}'])
+            _number(estimate.position_std), _number(estimate.probability),
+            f'{result.seconds:.4f}'])
     return text.getvalue()
 
 

@@ -20,12 +20,13 @@ from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.evaluation import metrics
 from nerfmatch_ros.evaluation.evaluate import json_ready
 from nerfmatch_ros.geometry.pose import perturb
+from nerfmatch_ros.localization.schedule import STEPS
 import numpy as np
 import torch
 
 RETRIEVAL, MATCH = 'retrieval', 'match'  # starts that the map supplies
 NONE, DEFAULT = 'none', 'default'  # refiners: the start itself; the schedule of the map
-REFINERS = (NONE, 'match', 'views', 'photometric', 'features', 'inerf', DEFAULT)
+REFINERS = (NONE, *STEPS, DEFAULT)
 USUAL_EXTENT = 3.5  # metres, of a map whose perturbations are those of the configuration
 HAIR = 1 - 1e-6
 RECALLS = ('5cm_5deg', '1pct_extent_1deg')

@@ -8,6 +8,7 @@ of a ROS pose covariance, see geometry/pose.py); S = covariance of r; w = weight
 
 from dataclasses import dataclass
 import math
+from typing import TYPE_CHECKING
 
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.geometry.camera import Camera
@@ -17,6 +18,9 @@ import poselib
 from scipy.special import gammaln
 from scipy.stats import binom
 import torch
+
+if TYPE_CHECKING:
+    from nerfmatch_ros.localization.judge import Evidence
 
 SIGMA_FLOOR = 0.5  # pixels; matches are never trusted to be better than this
 MAX_CONDITION = 1e7  # of the scaled normal matrix; beyond it the points do not fix the pose
@@ -75,6 +79,8 @@ class PoseEstimate:
     inlier_mask: np.ndarray | None = None  # (M,) bool, of the matches; None if never determined
     pixels: np.ndarray | None = None  # (M, 2) of the matches, where the localizer keeps them
     points: np.ndarray | None = None  # (M, 3) of the matches, metres in the map
+    evidence: 'Evidence | None' = None  # what speaks for the pose, where a localizer collects it
+    probability: float = math.nan  # that the pose is correct; nan where the map has no judge
 
     @property
     def position_std(self) -> float:

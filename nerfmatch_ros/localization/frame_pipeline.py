@@ -66,6 +66,7 @@ class PipelineOptions:
 
     search_globally: bool = False  # every frame on its own; False: from the predicted pose
     covariance_scale: float = 1.0  # factor on the covariance of every fix
+    min_probability: float = 0.0  # of being correct, for a fix that counts
     two_d: bool = False  # the body stays on the plane z = 0, upright
 
 
@@ -193,7 +194,9 @@ class FramePipeline:
     ) -> FrameResult:
         known = {'stamp_ns': stamp_ns, 'estimate': estimate, 'odometry_jumped': jumped,
                  'base_from_camera': base_from_camera, 'odom_from_base': odom_from_base}
-        found = estimate.map_from_camera is not None and estimate.covariance is not None
+        doubt = doubtful(estimate, options.min_probability)
+        found = (estimate.map_from_camera is not None and estimate.covariance is not None
+                 and not doubt)
         raw = None
         if found:
             raw = body_from_camera(
@@ -208,7 +211,7 @@ class FramePipeline:
                 self.tracker.add_failure(stamp_ns)
                 return FrameResult(
                     verdict='no_fix', epoch=epoch, **known,
-                    reason=estimate.reason or 'the localizer gives no reason')
+                    reason=doubt or estimate.reason or 'the localizer gives no reason')
             outcome = self.tracker.add_fix(Fix(stamp_ns, *raw, odom_from_base))
             self._odometry_in_epoch = self.tracker.epoch, odom_from_base is not None
             self._remember(stamp_ns, base_from_camera)
@@ -254,6 +257,14 @@ class FramePipeline:
         self._base_from_camera[stamp_ns] = base_from_camera
         if len(self._base_from_camera) > _EXTRINSICS_KEPT:
             del self._base_from_camera[next(iter(self._base_from_camera))]
+
+
+def doubtful(estimate: PoseEstimate, min_probability: float) -> str:
+    """Say why the judge of the map does not let a pose pass, '' where it does or has no say."""
+    if estimate.map_from_camera is None or not estimate.probability < min_probability:
+        return ''
+    return (f'the pose is correct with a probability of {estimate.probability:.2f}; '
+            f'min_probability is {min_probability:g}')
 
 
 _REASONS = {

@@ -25,7 +25,7 @@ def localize_files(
     for path, image in zip(paths, images):
         image = replace(image, pixels=image.rgb())  # decoding is no part of the seconds
         start = time.perf_counter()
-        estimate = localizer.localize(image)
+        estimate = localizer.localize_and_refine(image)
         yield record(str(path), estimate, time.perf_counter() - start)
 
 
@@ -39,6 +39,7 @@ def record(name: str, estimate: PoseEstimate, seconds: float) -> dict:
         'reason': estimate.reason,
         'inliers': estimate.inliers,
         'matches': estimate.matches,
+        'probability': estimate.probability if math.isfinite(estimate.probability) else None,
         'position_std_m': float(std) if math.isfinite(std) else None,
         'covariance': None if estimate.covariance is None else estimate.covariance.tolist(),
         'seconds': round(seconds, 4),

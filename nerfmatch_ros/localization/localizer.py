@@ -1,5 +1,6 @@
-"""From an image to a pose: find a first pose in the map, then look from it and match again."""
+"""From an image to a pose: find a first pose in the map, look from it and match again, refine."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 import math
 from pathlib import Path
@@ -12,10 +13,21 @@ from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import perturb, pose_distance
 from nerfmatch_ros.localization.absolute_pose import (
     AbsolutePoseOptions,
+    floored,
     PoseEstimate,
     solve_absolute_pose,
 )
+from nerfmatch_ros.localization.calibration import Calibration
+from nerfmatch_ros.localization.feature_refiner import refine_by_features
+from nerfmatch_ros.localization.gradient_refiner import refine_by_gradient
 from nerfmatch_ros.localization.iterative_refiner import AT_REST, refine
+from nerfmatch_ros.localization.judge import evidence_of, Judge, photometric_evidence
+from nerfmatch_ros.localization.photometric_refiner import (
+    Alignment,
+    PhotometricConfig,
+    refine_photometrically,
+)
+from nerfmatch_ros.localization.schedule import checked_schedule, Refinement, run_schedule
 from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens, PointTokens
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.renderer import OPAQUE, render_view
@@ -42,16 +54,29 @@ class LocalizerConfig:
     refined_error: float = 4.0  # working pixels, the same after looking from the estimate
     min_inliers: int = 30
     min_inlier_ratio: float = 0.1
-    # Factor on the covariance of the solve. Errors of neighbouring matches and of the map are not
-    # independent; 25 brings the ANEES of two maps to 6 and 10, where 6 is honest.
+    # Factor on the covariance of the solve, in a map that was not calibrated. Errors of
+    # neighbouring matches and of the map are not independent.
     covariance_scale: float = 25.0
-    refined_views: int = 5  # views around an estimate whose matches `refine` solves together
+    # Steps of a refinement, one after the other: match, views, photometric, features, inerf.
+    refine: tuple[str, ...] = ('match', 'photometric')
+    refined_views: int = 5  # views around an estimate whose matches the step 'views' solves
+    photometric: PhotometricConfig = PhotometricConfig()
 
     def __post_init__(self):
-        """Refuse unknown ways to start."""
+        """Refuse unknown ways to start and unknown steps."""
         if self.start not in ('global', 'retrieval'):
             raise ConfigError(f"localization start '{self.start}' is unknown; "
                               'use global or retrieval')
+        checked_schedule(self.refine)
+
+
+@dataclass(frozen=True)
+class _Query:
+    """An image as the steps of a localization need it."""
+
+    view: WorkingView
+    picture: Tensor  # (3, h, w) in [0, 1], of view.camera
+    tokens: ImageTokens
 
 
 class Localizer:
@@ -65,6 +90,8 @@ class Localizer:
         self.config = config or from_dict(LocalizerConfig, scene_map.localization,
                                           'map.yaml: localization')
         self.own_config = self.config  # as the map or the caller says; `config` may be replaced
+        self.calibration = Calibration.from_dict(scene_map.calibration) \
+            if scene_map.calibration else None
         self.device = next(scene_map.field.parameters()).device
         self._surface: PointTokens | None = None
         self._chunk = RAYS_AT_ONCE
@@ -92,41 +119,51 @@ class Localizer:
         prior: (4, 4) map_from_camera, a rough pose to look from first; if it leads nowhere the
         whole map is tried. A failure is a result: no pose and the reason.
         """
-        view, tokens = self._prepare(image)
+        query = self._prepare(image)
         estimate = None
         if prior is not None:
-            estimate = self._look_from(prior, view, tokens)
+            estimate = self._look_from(prior, query)
         if estimate is None or estimate.map_from_camera is None:
-            estimate = self._first_pose(view, tokens)
-        return refine(
-            estimate, lambda best: self._look_from(best.map_from_camera, view, tokens),
-            self.config.rounds)
+            estimate = self._first_pose(query)
+        return self._judged(refine(
+            estimate, lambda best: self._look_from(best.map_from_camera, query),
+            self.config.rounds))
 
     @torch.inference_mode()
     def refine(
-        self, image: PosedImage, map_from_camera: np.ndarray, rounds: int = 1,
+        self, image: PosedImage, map_from_camera: np.ndarray, rounds: int = 1, *,
+        schedule: Sequence[str] | None = None,
     ) -> PoseEstimate:
-        """Improve a pose (4, 4) of an image; costs several times what `localize` does.
+        """Improve a pose (4, 4) of an image by the steps of a schedule; None: the map's own.
 
-        In each round the field is rendered from several poses around the estimate and all their
-        matches are solved together: a match depends a little on where one looks from, and that
-        part of its error averages out. Rounds end when the pose rests. The same call gives the
-        same pose.
+        The steps are those of `LocalizerConfig.refine`; they are repeated for `rounds` rounds or
+        until the pose rests. The same call gives the same pose. A failure is a result: no pose and
+        the reason.
         """
-        view, tokens = self._prepare(image)
+        query = self._prepare(image)
+        steps = checked_schedule(self.config.refine if schedule is None else schedule)
         estimate = None
         for _ in range(rounds):
-            around = self._around(map_from_camera)
-            seen = [self._see(pose, view) for pose in around]
-            candidate = self._solve(view, tokens, seen, self.config.refined_error)
-            if candidate.map_from_camera is None:
-                return candidate if estimate is None else estimate
-            moved = pose_distance(torch.from_numpy(candidate.map_from_camera),
+            found = self._finished(run_schedule(map_from_camera, steps, self._steps(query)))
+            if found.map_from_camera is None:
+                return found if estimate is None else estimate
+            moved = pose_distance(torch.from_numpy(found.map_from_camera),
                                   torch.from_numpy(map_from_camera))
-            estimate, map_from_camera = candidate, candidate.map_from_camera
+            estimate, map_from_camera = found, found.map_from_camera
             if moved[0] < AT_REST[0] and moved[1] < AT_REST[1]:
                 break
         return estimate
+
+    def localize_and_refine(self, image: PosedImage) -> PoseEstimate:
+        """Estimate the pose of an image as well as the map can, however long it takes.
+
+        A pose that the refinement cannot hold is given as `localize` found it.
+        """
+        estimate = self.localize(image)
+        if estimate.map_from_camera is None or not self.config.refine:
+            return estimate
+        refined = self.refine(image, estimate.map_from_camera)
+        return estimate if refined.map_from_camera is None else refined
 
     def save_memory(self):
         """Halve what is computed at once: rays, which costs time, and views matched together."""
@@ -139,7 +176,7 @@ class Localizer:
     @torch.inference_mode()
     def similar_views(self, image: PosedImage, count: int) -> np.ndarray:
         """Give the poses (count, 4, 4) of the reference views most like an image, best first."""
-        _, tokens = self._prepare(image)
+        tokens = self._prepare(image).tokens
         return self.scene_map.reference_poses[self._nearest_views(tokens, count)]
 
     @torch.inference_mode()
@@ -151,11 +188,68 @@ class Localizer:
         picture = (rendered.colour * 255).round().byte().cpu().numpy()
         return picture.reshape(camera.height, camera.width, 3)
 
-    def _prepare(self, image: PosedImage) -> tuple[WorkingView, ImageTokens]:
+    def _prepare(self, image: PosedImage) -> _Query:
         view = working_view(image.camera, self.scene_map.working_focal,
                             2 * self.scene_map.longest_side)
         picture = as_tensor(view.picture(image.rgb())).to(self.device)
-        return view, self.scene_map.matcher.encode_image(picture)
+        return _Query(view, picture, self.scene_map.matcher.encode_image(picture))
+
+    def _steps(self, query: _Query) -> dict[str, Callable[[np.ndarray], PoseEstimate | Alignment]]:
+        """Give the steps that a schedule may name, for one image."""
+        field, frame, camera = self.scene_map.field, self.scene_map.frame, query.view.camera
+        return {
+            'match': lambda pose: self._look_from(pose, query),
+            'views': lambda pose: self._solve(
+                query, [self._see(near, query.view) for near in self._around(pose)],
+                self.config.refined_error),
+            'photometric': lambda pose: refine_photometrically(
+                field, frame, camera, query.picture, pose, self.config.photometric,
+                chunk=self._chunk),
+            'features': lambda pose: self._align_features(pose, query),
+            'inerf': lambda pose: refine_by_gradient(
+                field, frame, camera, query.picture, pose, chunk=self._chunk),
+        }
+
+    def _align_features(self, map_from_camera: np.ndarray, query: _Query) -> Alignment:
+        points, encoded = self._see(map_from_camera, query.view)
+        return refine_by_features(self.scene_map.matcher, query.tokens, points, encoded,
+                                  query.view.camera, map_from_camera)
+
+    def _finished(self, refinement: Refinement) -> PoseEstimate:
+        """Make the estimate of a schedule: its pose, with the matches that it had on the way."""
+        matched, aligned = refinement.matched, refinement.aligned
+        if refinement.map_from_camera is None:
+            return PoseEstimate(None, refinement.reason, None, 0, 0, math.nan)
+        if aligned is None:
+            return self._judged(matched)
+        covariance = self._refined_scale * floored(aligned.covariance)
+        if matched is None:  # nothing but pictures was aligned, which no judge knows
+            return PoseEstimate(refinement.map_from_camera, '', covariance, 0, 0, math.nan)
+        judged = self._judged(matched, aligned)
+        return replace(judged, map_from_camera=refinement.map_from_camera, covariance=covariance)
+
+    def _judged(self, estimate: PoseEstimate, aligned: Alignment | None = None) -> PoseEstimate:
+        """Complete the evidence for a pose from matches and say how likely it makes the pose."""
+        evidence = estimate.evidence
+        if evidence is not None and aligned is not None:
+            evidence = replace(evidence, photometric=photometric_evidence(
+                matched=estimate.map_from_camera, aligned=aligned.map_from_camera,
+                residual_before=aligned.residual_before, residual_after=aligned.residual_after,
+                correlation=aligned.correlation, overlap=aligned.overlap))
+        judge = Judge(None, None) if self.calibration is None else self.calibration.judge
+        return replace(estimate, evidence=evidence, probability=judge.probability(evidence))
+
+    @property
+    def _scale(self) -> float:
+        """Factor on the covariance of a pose from matches."""
+        return self.config.covariance_scale if self.calibration is None \
+            else self.calibration.covariance_scale
+
+    @property
+    def _refined_scale(self) -> float:
+        """Factor on the covariance of an aligned pose."""
+        return self.config.covariance_scale if self.calibration is None \
+            else self.calibration.refined_covariance_scale
 
     def _around(self, map_from_camera: np.ndarray) -> list[np.ndarray]:
         """The pose itself and others near it, always the same ones relative to it."""
@@ -166,15 +260,14 @@ class Localizer:
         return [map_from_camera, *(
             perturb(centre, delta).numpy() for delta in torch.from_numpy(deltas))]
 
-    def _first_pose(self, view: WorkingView, tokens: ImageTokens) -> PoseEstimate:
+    def _first_pose(self, query: _Query) -> PoseEstimate:
         if self.config.start == 'global':
             surface = self.scene_map.surface
             if self._surface is None:
                 self._surface = self._encode(surface.points, surface.features)
-            return self._solve(view, tokens, [(surface.points, self._surface)],
-                               self.config.first_error)
-        points, features = self._retrieve(tokens)
-        return self._solve(view, tokens, [(points, self._encode(points, features))],
+            return self._solve(query, [(surface.points, self._surface)], self.config.first_error)
+        points, features = self._retrieve(query.tokens)
+        return self._solve(query, [(points, self._encode(points, features))],
                            self.config.first_error)
 
     def _nearest_views(self, tokens: ImageTokens, count: int) -> list[int]:
@@ -193,11 +286,9 @@ class Localizer:
             return points, None
         return points, torch.cat([features for _, features in views]).to(self.device)
 
-    def _look_from(
-        self, map_from_camera: np.ndarray, view: WorkingView, tokens: ImageTokens,
-    ) -> PoseEstimate:
+    def _look_from(self, map_from_camera: np.ndarray, query: _Query) -> PoseEstimate:
         """Render what the camera would see at a pose, match the image with it, solve."""
-        return self._solve(view, tokens, [self._see(map_from_camera, view)],
+        return self._solve(query, [self._see(map_from_camera, query.view)],
                            self.config.refined_error)
 
     def _see(self, map_from_camera: np.ndarray, view: WorkingView) -> tuple[Tensor, PointTokens]:
@@ -216,10 +307,10 @@ class Localizer:
             self.scene_map.frame.to_scene(points.float()), features)
 
     def _solve(
-        self, view: WorkingView, tokens: ImageTokens, seen: list[tuple[Tensor, PointTokens]],
-        largest_error: float,
+        self, query: _Query, seen: list[tuple[Tensor, PointTokens]], largest_error: float,
     ) -> PoseEstimate:
         """Match the image with each set of points; solve all matches together."""
+        view, tokens = query.view, query.tokens
         pixels, matched = [], []
         for points, encoded in seen:
             matches = self.scene_map.matcher.match(tokens, encoded)
@@ -228,7 +319,7 @@ class Localizer:
         source_scale = view.source.fx / view.camera.fx
         # The same pixel matched from several views is neither one measurement nor that many. With
         # the root of their number, reported and true errors keep about the ratio of a single view.
-        repeated = math.sqrt(len(seen))
+        scale = self._scale * math.sqrt(len(seen))
         pixels, matched = np.concatenate(pixels), np.concatenate(matched)
         estimate = solve_absolute_pose(
             pixels, matched, view.source,
@@ -236,5 +327,7 @@ class Localizer:
                 max_reprojection_error=largest_error * source_scale,
                 min_inliers=self.config.min_inliers * len(seen),
                 min_inlier_ratio=self.config.min_inlier_ratio,
-                covariance_scale=self.config.covariance_scale * repeated))
-        return replace(estimate, pixels=pixels, points=matched)
+                covariance_scale=scale))
+        return replace(estimate, pixels=pixels, points=matched, evidence=evidence_of(
+            estimate, pixels_per_working_pixel=source_scale, covariance_scale=scale,
+            views=len(seen)))

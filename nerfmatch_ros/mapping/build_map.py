@@ -1,12 +1,13 @@
 """Building a map from posed photographs, stage by stage; a build that was killed goes on.
 
-    sparse points -> field -> reference views -> matcher -> surface and retrieval -> map
+    sparse points -> depth -> field -> reference views -> matcher -> surface and retrieval
+    -> calibration -> map
 
 Finished stages lie in `<output>.build` until the map is whole.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 import hashlib
 import json
@@ -22,10 +23,18 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, working_focal
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.files import write_text, written_atomically
-from nerfmatch_ros.localization.localizer import LocalizerConfig
+from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig
+from nerfmatch_ros.mapping.calibrate import calibrate, CalibrationConfig
+from nerfmatch_ros.mapping.depth_map import (
+    DepthMap,
+    known_share,
+    load_depth_maps,
+    save_depth_maps,
+)
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
 from nerfmatch_ros.mapping.match_dataset import MatchDataset
+from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth, MultiViewDepthConfig
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_views import ReferenceView, render_references
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
@@ -58,7 +67,7 @@ class BuildConfig:
 
     minutes: float | None = 75.0  # of training in all, at most; None: only the steps count
     field_share: float = 0.27  # of these minutes
-    held_out: int = 3  # photographs kept from the field to measure its PSNR
+    held_out: int = 12  # photographs kept from training, at most, to measure field and poses
     longest_side: int = 384  # pixels of the picture the matcher sees
     surface_points: int = 16384  # of the whole map, for matching without retrieval
     reference_views: int = 0  # kept in the map, evenly chosen; 0: all
@@ -66,11 +75,13 @@ class BuildConfig:
     reference_images: str = 'real'  # described for retrieval: 'real' or 'rendered' by the field
     frame_id: str = 'map'
     seed: int = 0
+    depth: MultiViewDepthConfig = MultiViewDepthConfig()
     field: FieldConfig = FieldConfig()
     field_training: FieldTrainingConfig = FieldTrainingConfig()
     matcher: MatcherConfig = MatcherConfig()
     matcher_training: MatcherTrainingConfig = MatcherTrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     localization: LocalizerConfig = dataclass_field(default_factory=LocalizerConfig)
 
     def __post_init__(self):
@@ -104,13 +115,15 @@ def build_map(
         stages = _Stages(progress, config, device, minutes, work)
         sparse = stages.sparse_points(images)
         frame = _fit_frame(images, sparse)
-        field, quality = stages.field(images, sparse, frame)
+        depths = stages.depths(images, sparse, frame)
+        field, quality = stages.field(images, sparse, depths, frame)
         references = stages.references(images, field, frame)
         matcher = stages.matcher(images, references, field, frame)
         scene_map = stages.assemble(images, references, field, matcher, frame, {
             'images': len(images), 'extent_m': _extent(images),
             'sparse_points': len(sparse.points), **quality,
             'last_run_minutes': round((time.monotonic() - started) / 60, 2)})
+        scene_map = stages.calibrated(scene_map, images)
     scene_map.save(output)
     shutil.copy(work / FIELD_PICTURE, output)
     if not keep_work_folder:
@@ -229,20 +242,45 @@ class _Stages:
         report(1.0, {'points': len(sparse.points)})
         return sparse
 
-    def field(
+    def depths(
         self, images: list[PosedImage], sparse: SparsePoints, frame: SceneFrame,
+    ) -> list[DepthMap | None]:
+        """Measure the depth of the photographs that the field is trained on."""
+        path = self.work / 'depth.npz'
+        report = self._bar('depth')
+        kept = self._kept(images)
+        if not path.exists():
+            scale = frame.scene_from_map.scale
+            maps = multi_view_depth(
+                [images[k] for k in kept], _of_images(sparse, kept), self.config.depth,
+                depth_range=(frame.near / scale, frame.far / scale), report=report)
+            temporary = path.with_suffix('.tmp.npz')
+            save_depth_maps(temporary, maps)
+            temporary.replace(path)
+        maps = load_depth_maps(path)
+        report(1.0, {'known': known_share(maps)})
+        return maps
+
+    def _kept(self, images: list[PosedImage]) -> list[int]:
+        held = _held_out(len(images), self.config.held_out)
+        return [k for k in range(len(images)) if k not in held]
+
+    def field(
+        self, images: list[PosedImage], sparse: SparsePoints, depths: list[DepthMap | None],
+        frame: SceneFrame,
     ) -> tuple[RadianceField, dict]:
         """Train the radiance field; returns it with its quality on photographs it never saw."""
         config = self.config
         held = _held_out(len(images), config.held_out)
-        kept = [k for k in range(len(images)) if k not in held]
+        kept = self._kept(images)
         field = config.field.make(len(kept)).to(self.device)
         path = self.work / 'field.safetensors'
         report = self._bar('field')
         if not path.exists():
             dataset = RayDataset(
                 [images[k] for k in kept], frame, _of_images(sparse, kept),
-                longest_side=config.field_training.longest_side, device=self.device)
+                longest_side=config.field_training.longest_side, depths=depths,
+                depth_tolerance=config.depth.tolerance, device=self.device)
             train_field(field, dataset, config.field_training,
                         checkpoint=self.work / 'field.checkpoint',
                         minutes=self._minutes(config.field_share), report=report)
@@ -259,7 +297,8 @@ class _Stages:
                 cv2.imwrite(str(temporary), shown.picture[..., ::-1])
             write_text(quality, json.dumps({
                 'held_out_psnr_db': float(np.mean(shown.psnr)) if held else None,
-                'held_out': [images[k].name for k in held]}))
+                'held_out': [images[k].name for k in held],
+                'depth_known': known_share(depths)}))
         numbers = json.loads(quality.read_text())
         report(1.0, {'held-out PSNR': numbers['held_out_psnr_db'] or float('nan')})
         return field, numbers
@@ -282,7 +321,10 @@ class _Stages:
         path = self.work / 'matcher.safetensors'
         report = self._bar('matcher')
         if not path.exists():
-            dataset = MatchDataset(images, references, frame, self.config.augmentation)
+            kept = self._kept(images)
+            dataset = MatchDataset(
+                [images[k] for k in kept], [references[k] for k in kept], frame,
+                self.config.augmentation)
             train_matcher(
                 matcher, [dataset], self.config.matcher_training,
                 checkpoint=self.work / 'matcher.checkpoint',
@@ -334,13 +376,33 @@ class _Stages:
         return SceneMap(
             frame, config.field, field, config.matcher, matcher, stored, surface, words,
             working_focal([image.camera for image in images], config.longest_side),
-            config.longest_side, config.frame_id, asdict(config.localization), notes)
+            config.longest_side, config.frame_id, to_dict(config.localization), notes=notes)
+
+    def calibrated(self, scene_map: SceneMap, images: list[PosedImage]) -> SceneMap:
+        """Measure covariances and teach the judge on the photographs that were held out."""
+        report = self._bar('calibration')
+        held = [images[k] for k in _held_out(len(images), self.config.held_out)]
+        if not held:
+            LOG.warning('%d photographs are too few to keep some from the map: its covariances '
+                        'are not calibrated and it has no judge', len(images))
+            report(1.0)
+            return scene_map
+        options = scene_map.localization
+        calibration = calibrate(
+            Localizer(scene_map), held, report=report, config=self.config.calibration,
+            scales=(options['covariance_scale'],) * 2)
+        return replace(scene_map, calibration=calibration.to_dict())
 
 
 def _held_out(images: int, most: int) -> list[int]:
-    """Indices of photographs to keep from the field: few, spread, none from small sets."""
-    count = min(most, images // 12)
-    return sorted({round((k + 0.5) * images / count) for k in range(count)}) if count else []
+    """Indices of photographs to keep from training: few, none from sets under a dozen.
+
+    They come in runs of three: with a neighbour on both sides a photograph would be an easy one.
+    """
+    count = min(most, max(images // 12, 2)) if images >= 12 else 0
+    runs = math.ceil(count / 3)
+    starts = [round((k + 0.5) * images / runs) - 1 for k in range(runs)]
+    return [start + k for start in starts for k in range(3)][:count]
 
 
 def _of_images(sparse: SparsePoints, kept: list[int]) -> SparsePoints:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PICTURES = 4  # photographs that are shown, of all that are measured
+
 
 @dataclass(frozen=True)
 class FieldQuality:
@@ -54,6 +56,7 @@ def compare_with_photographs(
         depth = cv2.applyColorMap(depth.astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
         rendered = (rendered * 255).round().byte().numpy().reshape(*shape, 3)
         rows.append(np.hstack([photograph, rendered, depth]))
+    rows = rows[::math.ceil(len(rows) / PICTURES)]
     width = min(row.shape[1] for row in rows)
     rows = [cv2.resize(row, (width, round(row.shape[0] * width / row.shape[1]))) for row in rows]
     return FieldQuality(values, np.vstack(rows))

@@ -29,9 +29,9 @@ class FieldTrainingConfig:
     table_rate: float = 1e-2  # learning rate of hash tables
     network_rate: float = 3e-3  # learning rate of everything else
     final_rate: float = 0.03  # share of the learning rate at the end
-    distortion_weight: float = 2e-3
+    distortion_weight: float = 1e-2
     opacity_weight: float = 1e-3
-    depth_weight: float = 0.05
+    depth_weight: float = 0.3
     delayed: float = 0.06  # share of the training after which distortion and opacity set in
     bfloat16: bool = True  # matrix products of the training in half the time
     seed: int = 0

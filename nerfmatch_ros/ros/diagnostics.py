@@ -235,7 +235,8 @@ def _publishers(topic: TopicSnapshot) -> str:
 def _estimate_values(now: LocalizationSnapshot) -> dict[str, Any]:
     ratio = now.inliers / now.matches if now.matches and now.inliers is not None else None
     values = {'inliers': now.inliers, 'matches': now.matches, 'inlier ratio': ratio,
-              'reprojection error [px]': now.reprojection_error}
+              'reprojection error [px]': now.reprojection_error,
+              'probability': now.probability}
     for name, unit, spread in (
             ('sigma ', 'm', now.position_std), ('sigma r', 'rad', now.rotation_std)):
         for k, axis in enumerate('xyz'):

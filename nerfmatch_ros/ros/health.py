@@ -266,6 +266,7 @@ class Health:
             fix_distance=None if state == TrackerState.LOCALIZED else self._travelled(),
             inliers=estimate and estimate.inliers, matches=estimate and estimate.matches,
             reprojection_error=estimate and estimate.reprojection_error,
+            probability=estimate and estimate.probability,
             position_std=deviations[0], rotation_std=deviations[1], rejects_in_a_row=rejects,
             last_jump=self._last_jump, counts=counts)
 

@@ -25,7 +25,8 @@ def pipeline_options(parameters: LocalizerParameters) -> PipelineOptions:
     """Give the options of one frame."""
     return PipelineOptions(
         search_globally=parameters.mode == 'global',
-        covariance_scale=parameters.covariance_scale, two_d=parameters.two_d_mode)
+        covariance_scale=parameters.covariance_scale,
+        min_probability=parameters.min_probability, two_d=parameters.two_d_mode)
 
 
 def gate_options(parameters: LocalizerParameters) -> FrameGateOptions:

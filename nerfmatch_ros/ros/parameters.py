@@ -60,6 +60,10 @@ class SharedParameters:
         choices=('auto', 'true', 'false'))
     covariance_scale: float = parameter(
         1.0, 'Factor on the covariance of every pose.', limits=(0.01, 1e4), runtime=True)
+    min_probability: float = parameter(
+        0.0, 'A pose that the judge of the map gives a smaller probability of being correct does '
+        'not count. 0: all count, as they do in a map without a judge.', limits=(0.0, 1.0),
+        runtime=True)
     covariance_diagonal_only: bool = parameter(
         False, 'Publish the diagonal of covariances only: some consumers refuse negative entries.',
         runtime=True)
@@ -292,7 +296,7 @@ class RefinerParameters(SharedParameters):
         5.0, 'A refinement whose image is older than that many seconds is given up.',
         limits=(0.1, 600.0), runtime=True, name='refine.max_age')
     refine_iterations: int = parameter(
-        1, 'Rounds of rendering, matching and solving for one pose.', limits=(1, 20),
+        1, "Rounds of the map's schedule of refinement for one pose.", limits=(1, 20),
         runtime=True, name='refine.iterations')
     refine_frame_cache_mb: int = parameter(
         256, 'Memory for images whose pose may still come, megabytes.', limits=(1, 65536),

@@ -20,7 +20,7 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from nerfmatch_ros.config import choose_device
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.localization.body_pose import body_from_camera
-from nerfmatch_ros.localization.frame_pipeline import TrackedFrames
+from nerfmatch_ros.localization.frame_pipeline import doubtful, TrackedFrames
 from nerfmatch_ros.ros.backend import load_localizer
 from nerfmatch_ros.ros.conversions import (
     pose_with_covariance,
@@ -250,6 +250,10 @@ class RefinerNode(ManagedNode):
             image, start.pose @ base_from_camera, parameters.refine_iterations)
         if estimate.map_from_camera is None or estimate.covariance is None:
             self._drop('no_fix', f'image {image.name} is not refined: {estimate.reason}')
+            return
+        doubt = doubtful(estimate, parameters.min_probability)
+        if doubt:
+            self._drop('improbable', f'image {image.name}: {doubt}')
             return
         if self._age(start.stamp_ns) > parameters.refine_max_age:
             self.drops.add('too_old')

@@ -23,6 +23,7 @@ class LocalizationSnapshot:
     inliers: int | None = None  # of the last estimate, as the following
     matches: int | None = None
     reprojection_error: float | None = None  # pixels
+    probability: float | None = None  # that it is correct; nan: the map has no judge
     position_std: tuple[float, float, float] | None = None  # x, y, z
     rotation_std: tuple[float, float, float] | None = None  # about x, y, z
     rejects_in_a_row: int = 0
