@@ -193,3 +193,12 @@ def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
     monkeypatch.setattr(cli, '_load', interrupted)
     assert run('localize', '--map', 'm', photographs / '0.png') == 130
     assert capsys.readouterr().err == 'interrupted\n'
+
+
+def test_refine_chooses_the_steps_of_every_pose(tiny_map, photographs, capsys):
+    assert cli._load(tiny_map, 'cpu').config.refine == ('match', 'photometric')
+    assert cli._load(tiny_map, 'cpu', 'none').config.refine == ()
+    assert cli._load(tiny_map, 'cpu', 'views+photometric').config.refine == (
+        'views', 'photometric')
+    assert run('localize', '--map', tiny_map, '--refine', 'look', photographs / '0.png') == 2
+    assert "refinement step 'look' is unknown; use match" in capsys.readouterr().err

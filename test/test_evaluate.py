@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 import json
 import math
 
@@ -55,6 +56,25 @@ def test_files_are_complete_and_agree(tmp_path):
     assert len(read_tum(tmp_path / 'true_poses.tum')) == 5
     for name in ('trajectory.png', 'worst.png'):
         assert cv2.imread(str(tmp_path / name)).std() > 5
+
+
+def test_probabilities_are_held_against_what_came_true(tmp_path):
+    images = queries(5)
+    claims = (0.95, 0.8, 0.4, 0.97, 0.0)
+    answers = [replace(answer, probability=claim)
+               for answer, claim in zip(mixed_answers(images), claims)]
+    report = evaluate(FakeLocalizer(answers), images, tmp_path)
+    assert report['reliability']['judged'] == 5
+    assert report['reliability']['sure'] == pytest.approx(0.4)
+    assert report['reliability']['sure_but_wrong'] == 1
+    assert report['reliability']['sure_worst_translation_m'] == pytest.approx(0.7)
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, 'reliability.png'}
+    assert cv2.imread(str(tmp_path / 'reliability.png')).std() > 5
+
+
+def test_without_a_judge_there_is_no_reliability(tmp_path):
+    images = queries(5)
+    assert evaluate(FakeLocalizer(mixed_answers(images)), images, tmp_path)['reliability'] is None
 
 
 def test_stamps_are_kept_where_images_have_them(tmp_path):
