@@ -29,8 +29,8 @@ _NOISE_FLOOR = 0.005  # colour; no difference is trusted to be smaller than this
 class GradientConfig:
     """How a pose descends and when the result is believed."""
 
-    steps: int = 100
-    rays: int = 512  # random pixels of a step
+    steps: int = 60
+    rays: int = 256  # random pixels of a step
     learning_rate: float = 1e-3  # scene units and radians; falls along a cosine to 0
     judged_rays: int = 1024  # pixels, evenly spread, that judge the first and the last pose
     min_opacity: float = 0.7  # of a ray that counts
