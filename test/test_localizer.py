@@ -11,6 +11,7 @@ from nerfmatch_ros.data.working_image import working_view
 from nerfmatch_ros.errors import ConfigError, MapError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import inverse, pose_distance, transform_points
+from nerfmatch_ros.localization.alignment import Alignment
 from nerfmatch_ros.localization.calibration import Calibration
 from nerfmatch_ros.localization.judge import Judge, LogisticModel
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
@@ -210,6 +211,24 @@ def test_the_schedule_of_a_call_goes_before_that_of_the_map(references):
     assert len(matcher.offered) == 1
     with pytest.raises(ConfigError, match="'look' is unknown"):
         localizer.refine(query(), TRUTH, schedule=('look',))
+
+
+def test_an_alignment_by_another_schedule_is_not_judged(references):
+    models = LogisticModel((0.0,) * 5, 1.5, 10), LogisticModel((0.0,) * 11, 1.5, 10)
+    calibration = Calibration(4.0, 9.0, 0.05, 0.09, Judge(*models)).to_dict()
+    localizer, _ = make(references, calibration=calibration)
+    aligned = Alignment(TRUTH, '', covariance=1e-4 * np.eye(6), residual_before=0.1,
+                        residual_after=0.05, correlation=0.9, overlap=0.8)
+    steps = {'photometric': lambda pose: aligned, 'features': lambda pose: aligned}
+    made = localizer._steps
+    localizer._steps = lambda image: {**made(image), **steps}
+    own = localizer.refine(query(), TRUTH)
+    other = localizer.refine(query(), TRUTH, schedule=('match', 'features'))
+    assert own.probability == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert own.evidence.photometric.correlation == 0.9
+    assert math.isnan(other.probability) and other.evidence.photometric is None
+    for estimate in (own, other):
+        np.testing.assert_allclose(estimate.covariance, 9e-4 * np.eye(6))
 
 
 def test_refine_ends_when_the_pose_rests(references):

@@ -144,7 +144,8 @@ class Localizer:
         steps = checked_schedule(self.config.refine if schedule is None else schedule)
         estimate = None
         for _ in range(rounds):
-            found = self._finished(run_schedule(map_from_camera, steps, self._steps(query)))
+            found = self._finished(
+                run_schedule(map_from_camera, steps, self._steps(query)), steps)
             if found.map_from_camera is None:
                 return found if estimate is None else estimate
             moved = pose_distance(torch.from_numpy(found.map_from_camera),
@@ -215,8 +216,11 @@ class Localizer:
         return refine_by_features(self.scene_map.matcher, query.tokens, points, encoded,
                                   query.view.camera, map_from_camera)
 
-    def _finished(self, refinement: Refinement) -> PoseEstimate:
-        """Make the estimate of a schedule: its pose, with the matches that it had on the way."""
+    def _finished(self, refinement: Refinement, schedule: tuple[str, ...]) -> PoseEstimate:
+        """Make the estimate of a schedule: its pose, with the matches that it had on the way.
+
+        The judge knows alignments by the map's own schedule; what others leave looks different.
+        """
         matched, aligned = refinement.matched, refinement.aligned
         if refinement.map_from_camera is None:
             return PoseEstimate(None, refinement.reason, None, 0, 0, math.nan)
@@ -225,8 +229,9 @@ class Localizer:
         covariance = self._refined_scale * floored(aligned.covariance)
         if matched is None:  # nothing but pictures was aligned, which no judge knows
             return PoseEstimate(refinement.map_from_camera, '', covariance, 0, 0, math.nan)
-        judged = self._judged(matched, aligned)
-        return replace(judged, map_from_camera=refinement.map_from_camera, covariance=covariance)
+        if schedule == self.own_config.refine:
+            matched = self._judged(matched, aligned)
+        return replace(matched, map_from_camera=refinement.map_from_camera, covariance=covariance)
 
     def _judged(self, estimate: PoseEstimate, aligned: Alignment | None = None) -> PoseEstimate:
         """Complete the evidence for a pose from matches and say how likely it makes the pose."""
