@@ -119,7 +119,7 @@ def _drive_directly(
         for image in images:
             query = replace(image, map_from_camera=None, depth=None)
             start = time.perf_counter()
-            estimate = localizer.localize(query)
+            estimate = localizer.localize_and_refine(query)
             results.append(QueryResult(image, estimate, time.perf_counter() - start))
             live.update(_table(results, ROWS_SHOWN), refresh=True)
     console.print(_table(results))

@@ -28,7 +28,7 @@ _PREDICTED_NEES = float(chi2.median(6))  # of an honest covariance of a pose
 class CalibrationConfig:
     """How much is localized; one trial is one localization and one refinement."""
 
-    trials: int = 120  # in all, shared by the photographs
+    trials: int = 72  # in all, shared by the photographs
     photographs: int = 24  # at most, evenly chosen
     start_distance: tuple[float, float] = (0.4, 10.0)  # of wrong starts, in correct poses' limits
     start_angle: tuple[float, float] = (0.5, 10.0)  # degrees, of wrong starts
