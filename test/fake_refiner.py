@@ -11,9 +11,9 @@ from nerfmatch_ros.geometry.pose import interpolate, pose_distance
 import numpy as np
 import torch
 
-# What is left of the error after a step; 'features' never has a pose, 'inerf' only from near by.
+# What is left of the error after a step; 'inerf' has a pose only from near by.
 LEFT = {'match': 0.5, 'views': 0.25, 'photometric': 0.1, 'inerf': 0.8}
-SECONDS = {'match': 0.1, 'views': 0.5, 'photometric': 0.2, 'features': 0.3, 'inerf': 5.0}
+SECONDS = {'match': 0.1, 'views': 0.5, 'photometric': 0.2, 'inerf': 5.0}
 START_SECONDS = {'retrieval': 0.02, 'match': 0.04}
 STARTS = ['retrieval', 'match', '2cm_0.5deg', '5cm_1deg', '10cm_2.5deg', '30cm_8deg']
 
@@ -62,7 +62,7 @@ class FakeRefiner(FakeLocalizer):
         truth, pose = self.truth[index], map_from_camera
         for step in schedule:
             self.clock += SECONDS[step]
-            if step == 'features' or step == 'inerf' and distance(pose, truth)[0] > 0.2:
+            if step == 'inerf' and distance(pose, truth)[0] > 0.2:
                 return estimate(None, reason=f'{step} leads nowhere')
             pose = interpolate(torch.from_numpy(truth), torch.from_numpy(pose), LEFT[step]).numpy()
         return estimate(pose)

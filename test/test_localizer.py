@@ -219,11 +219,11 @@ def test_an_alignment_by_another_schedule_is_not_judged(references):
     localizer, _ = make(references, calibration=calibration)
     aligned = Alignment(TRUTH, '', covariance=1e-4 * np.eye(6), residual_before=0.1,
                         residual_after=0.05, correlation=0.9, overlap=0.8)
-    steps = {'photometric': lambda pose: aligned, 'features': lambda pose: aligned}
+    steps = {'photometric': lambda pose: aligned, 'inerf': lambda pose: aligned}
     made = localizer._steps
     localizer._steps = lambda image: {**made(image), **steps}
     own = localizer.refine(query(), TRUTH)
-    other = localizer.refine(query(), TRUTH, schedule=('match', 'features'))
+    other = localizer.refine(query(), TRUTH, schedule=('match', 'inerf'))
     assert own.probability == pytest.approx(1 / (1 + math.exp(-1.5)))
     assert own.evidence.photometric.correlation == 0.9
     assert math.isnan(other.probability) and other.evidence.photometric is None

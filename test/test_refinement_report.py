@@ -54,7 +54,7 @@ def test_section_shows_every_figure_and_the_closest_in_bold(bench):
     assert lines[0] == '## kitchen'
     assert '4 images, extent 3 m, default: match, photometric' in lines[2]
     row = next(line for line in lines if line.startswith('| 10cm_2.5deg'))
-    assert row == ('| 10cm_2.5deg | 10 / 2.5 | 5 / 1.25 | 2.5 / 0.625 | 1 / 0.25 | - / - | '
+    assert row == ('| 10cm_2.5deg | 10 / 2.5 | 5 / 1.25 | 2.5 / 0.625 | 1 / 0.25 | '
                    '8 / 2 | **0.5 / 0.125** | 20 / 20 |')
     inerf = '| 10cm_2.5deg | inerf | 8 | 2 | 8 | 0.00 | 0.00 | 0.00 | 5000 |'
     assert inerf in lines and len(lines) > 6 * len(REFINERS)

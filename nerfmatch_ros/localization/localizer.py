@@ -17,13 +17,12 @@ from nerfmatch_ros.localization.absolute_pose import (
     PoseEstimate,
     solve_absolute_pose,
 )
+from nerfmatch_ros.localization.alignment import Alignment
 from nerfmatch_ros.localization.calibration import Calibration
-from nerfmatch_ros.localization.feature_refiner import refine_by_features
 from nerfmatch_ros.localization.gradient_refiner import refine_by_gradient
 from nerfmatch_ros.localization.iterative_refiner import AT_REST, refine
 from nerfmatch_ros.localization.judge import evidence_of, Judge, photometric_evidence
 from nerfmatch_ros.localization.photometric_refiner import (
-    Alignment,
     PhotometricConfig,
     refine_photometrically,
 )
@@ -57,7 +56,7 @@ class LocalizerConfig:
     # Factor on the covariance of the solve, in a map that was not calibrated. Errors of
     # neighbouring matches and of the map are not independent.
     covariance_scale: float = 25.0
-    # Steps of a refinement, one after the other: match, views, photometric, features, inerf.
+    # Steps of a refinement, one after the other: match, views, photometric, inerf.
     refine: tuple[str, ...] = ('match', 'photometric')
     refined_views: int = 5  # views around an estimate whose matches the step 'views' solves
     photometric: PhotometricConfig = PhotometricConfig()
@@ -206,15 +205,9 @@ class Localizer:
             'photometric': lambda pose: refine_photometrically(
                 field, frame, camera, query.picture, pose, self.config.photometric,
                 chunk=self._chunk),
-            'features': lambda pose: self._align_features(pose, query),
             'inerf': lambda pose: refine_by_gradient(
                 field, frame, camera, query.picture, pose, chunk=self._chunk),
         }
-
-    def _align_features(self, map_from_camera: np.ndarray, query: _Query) -> Alignment:
-        points, encoded = self._see(map_from_camera, query.view)
-        return refine_by_features(self.scene_map.matcher, query.tokens, points, encoded,
-                                  query.view.camera, map_from_camera)
 
     def _finished(self, refinement: Refinement, schedule: tuple[str, ...]) -> PoseEstimate:
         """Make the estimate of a schedule: its pose, with the matches that it had on the way.

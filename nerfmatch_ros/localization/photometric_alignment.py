@@ -38,7 +38,7 @@ class PhotometricConfig:
     rays: int = 5000  # points that are compared, at most
     stride: int = 0  # 0: rays of single pixels; n: render every n-th pixel, compare the steepest
     levels: tuple[float, ...] = (2.0, 0.7)  # blur of the picture, working pixels, coarse to fine
-    renders: int = 2  # most renderings, each from the pose aligned before
+    renders: int = 3  # most renderings, each from the pose aligned before
     iterations: int = 12  # most steps at a level
     loss_scale: float = 2.0  # s in medians of e
     least_loss_scale: float = 0.15  # smallest s, colour in [0, 1]

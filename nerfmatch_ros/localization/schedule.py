@@ -9,9 +9,9 @@ from nerfmatch_ros.localization.alignment import Alignment
 import numpy as np
 
 # match: render at the pose, match, solve; views: the same from several poses around it, solved
-# together; photometric: align rendered colours with the picture; features: align the matcher's
-# features instead; inerf: the paper's optimisation through the field.
-STEPS = ('match', 'views', 'photometric', 'features', 'inerf')
+# together; photometric: align rendered colours with the picture; inerf: the paper's optimisation
+# through the field.
+STEPS = ('match', 'views', 'photometric', 'inerf')
 
 
 @dataclass(frozen=True, eq=False)

@@ -148,7 +148,11 @@ def _backward_points(points, table, gradient, resolutions, dense, point_gradient
 
 def as_many_threads_as_torch():
     """Hold numba to the number of threads that torch was told; numba's own goes by the caller."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    # Both may share one OpenMP, and starting its pool for numba changes what torch was told.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 class _CompiledEncoding(torch.autograd.Function):
