@@ -1,8 +1,8 @@
-"""Normal matrices: inverse, condition, damped steps."""
+"""Normal matrices: inverse and condition."""
 
 import math
 
-from nerfmatch_ros.localization.normal_matrix import damped_step, inverse_normal
+from nerfmatch_ros.localization.normal_matrix import inverse_normal
 import pytest
 import torch
 
@@ -39,11 +39,3 @@ def test_a_degenerate_matrix_has_no_inverse(generator, spoilt):
         normal[2, 2] = math.nan
     inverse, condition = inverse_normal(normal)
     assert inverse is None and condition > 1e7
-
-
-def test_damping_shortens_the_step_and_keeps_it_downhill(generator):
-    normal = random_normal(generator)
-    gradient = torch.randn(6, generator=generator, dtype=torch.float64)
-    newton, short = (damped_step(normal, gradient, damping) for damping in (0.0, 10.0))
-    torch.testing.assert_close(normal @ newton, -gradient)
-    assert short.norm() < newton.norm() and short @ gradient < 0

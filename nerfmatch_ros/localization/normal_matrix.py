@@ -1,4 +1,4 @@
-"""Whether normal equations fix a pose, and how far: condition and inverse of their matrix."""
+"""Whether normal equations fix a pose: condition and inverse of their matrix."""
 
 import math
 
@@ -22,11 +22,3 @@ def inverse_normal(normal: Tensor) -> tuple[Tensor | None, float]:
         return None, condition
     inverse = (vectors / values) @ vectors.T * scale[:, None] * scale
     return (inverse + inverse.T) / 2, condition
-
-
-def damped_step(normal: Tensor, gradient: Tensor, damping: float) -> Tensor:
-    """Solve (H + damping diag H) step = -gradient for a step (6,) of Levenberg-Marquardt."""
-    scale = normal.diagonal().clamp(min=1e-300).rsqrt()
-    ridge = (damping + 1e-12) * torch.eye(len(normal)).to(normal)
-    return -scale * torch.linalg.solve(
-        normal * scale[:, None] * scale + ridge, scale * gradient)
