@@ -411,6 +411,9 @@ def test_row_25_a_refiner_that_hangs_holds_nothing_up_and_goes_on_with_the_newes
         stamps = world.drive(8, odometry=True)
         world.wait_for(lambda: set(stamps) <= set(world.poses), 'a pose for every frame')
         assert world.tracker.counts['refined_accepted'] == accepted
+        slot = world.refiner._worker.slot
+        world.wait_for(lambda: slot.waiting() is not None
+                       and slot.waiting().start.stamp_ns == stamps[-1], 'the newest to wait')
         world.refiner_backend.refine_hold.set()
         world.wait_for(lambda: stamps[-1] in world.refined, 'the newest to be refined')
         # The one it hung in, the newest, nothing between.
