@@ -1,5 +1,6 @@
 """One frame through lookups, prior, localizer and tracker, without messages or threads."""
 
+from dataclasses import replace
 from threading import RLock
 
 from nerfmatch_ros.data.posed_image import PosedImage
@@ -162,6 +163,21 @@ def test_what_was_computed_for_an_epoch_that_ended_is_dropped():
     result = drive(pipeline, robot, (1.4,))[0]
     assert result.verdict == 'superseded' and result.pose is None
     assert pipeline.tracker.state is TrackerState.UNLOCALIZED
+
+
+@pytest.mark.parametrize(('probability', 'least', 'counts'), [
+    (0.3, 0.5, False), (0.7, 0.5, True), (0.3, 0.0, True), (float('nan'), 0.5, True)])
+def test_a_pose_that_the_judge_doubts_does_not_count(probability, least, counts):
+    robot = Robot()
+    found = robot.localize
+    robot.localize = lambda image, prior=None: replace(
+        found(image, prior), probability=probability)
+    results = drive(pipeline_of(robot, min_probability=least), robot, (1, 1.2))
+    assert (results[1].pose is not None) == counts
+    if not counts:
+        assert [result.verdict for result in results] == ['no_fix', 'no_fix']
+        assert 'probability of 0.30; min_probability is 0.5' in results[0].reason
+        assert results[0].raw is None
 
 
 def test_failures_and_contradictions_give_reasons_and_no_pose():
