@@ -1,6 +1,6 @@
 """
-The command line: `nerfmatch build | localize | evaluate | bench | inspect | render | bag |
-replay | doctor | demo`.
+The command line: `nerfmatch build | localize | evaluate | bench | import | inspect | render |
+bag | replay | doctor | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -16,6 +16,7 @@ import sys
 from typing import Annotated, Any, Literal
 
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
+from nerfmatch_ros.import_verbs import import_verb
 import tyro
 from tyro.conf import arg, Positional, subcommand, Suppress
 
@@ -272,8 +273,8 @@ def doctor(
 
 VERBS = {
     'build': build, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
-    'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay, 'doctor': doctor,
-    'demo': demo,
+    'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
+    'doctor': doctor, 'demo': demo,
 }
 
 

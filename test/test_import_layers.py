@@ -17,7 +17,8 @@ LEVELS = {
     'evaluation': 5, 'importers': 5, 'mapping': 5,
     'ros': 6,
     'demo': 7,
-    'cli': 8,
+    'import_verbs': 8,
+    'cli': 9,
 }
 
 # Each of these libraries is imported in these places and nowhere else.
@@ -25,7 +26,7 @@ DOORS = {
     'poselib': {'localization/absolute_pose.py'},
     'timm': {'matching/backbone.py', 'retrieval.py'},
     'matplotlib': {'evaluation/pictures.py'},
-    'tyro': {'cli.py'},
+    'tyro': {'cli.py', 'import_verbs.py'},
     'pycolmap': {'data/colmap.py'},
     'rosbags': {'ros/bag'},
     'rclpy': {'ros/'},
