@@ -103,6 +103,16 @@ class Camera:
         directions = torch.cat((plane, torch.ones_like(plane[..., :1])), dim=-1)
         return directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
 
+    def pixel_angles(self, pixels: Tensor) -> Tensor:
+        """Give the angle (..., ) in radians between each pixel (..., 2) and the one below it.
+
+        The last row has no pixel below and takes the angle of the row above.
+        """
+        u, v = pixels.unbind(-1)
+        upper = torch.stack((u, v.clamp(max=self.height - 2)), dim=-1)
+        lower = upper + upper.new_tensor((0, 1))
+        return torch.linalg.vector_norm(self.rays(lower) - self.rays(upper), dim=-1)
+
     def sees(self, points: Tensor) -> Tensor:
         """Tell which points (..., 3), camera frame, fall into the picture -> (...) bool.
 

@@ -29,7 +29,7 @@ from nerfmatch_ros.localization.photometric_refiner import (
 from nerfmatch_ros.localization.schedule import checked_schedule, Refinement, run_schedule
 from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens, PointTokens
 from nerfmatch_ros.memory import keep_freed_memory
-from nerfmatch_ros.radiance_field.renderer import OPAQUE, render_view
+from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.retrieval import describe, nearest
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
@@ -295,7 +295,7 @@ class Localizer:
             self.scene_map.field, self.scene_map.frame, view.camera,
             torch.from_numpy(np.ascontiguousarray(map_from_camera)), stride=COARSE_STRIDE,
             feature_layer=self.scene_map.matcher_config.feature_layer, chunk=self._chunk)
-        solid = rendered.opacity > OPAQUE
+        solid = rendered.solid()
         features = None if rendered.features is None else rendered.features[solid]
         points = rendered.points[solid]
         return points, self._encode(points, features)

@@ -54,6 +54,9 @@ class RadianceField(nn.Module):
 
     feature_layers: int  # n: inner features f^1 .. f^n exist
     feature_channels: int  # C
+    white_background: bool = False  # what a ray sees behind the field: white, else black
+    official: bool = False  # points and features of a view are composited, as in published code
+    random_rendering: bool = False  # rays of a view are sampled at random, as in published code
 
     def propose(self, rays: Rays, generator: torch.Generator | None = None) -> Proposal:
         """Choose the intervals of each ray; without a generator the choice is deterministic."""

@@ -7,6 +7,7 @@ Letters: R rays, S intervals a ray.
 """
 
 from dataclasses import dataclass
+import math
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.radiance_field.encoding import (
@@ -19,6 +20,8 @@ from nerfmatch_ros.radiance_field.volume_rendering import composite, interval_we
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
+
+SAMPLES_AT_ONCE = 1 << 15  # of a network without gradients: layers of more leave the cache
 
 
 def even_edges(
@@ -50,27 +53,44 @@ def blur_weights(weights: Tensor, padding: float) -> Tensor:
     return 0.5 * (larger[:, :-1] + larger[:, 1:]) + padding
 
 
+def _quantiles(
+    rays: int, count: int, like: Tensor, generator: torch.Generator | None, official: bool,
+) -> Tensor:
+    """Give (rays, count) increasing numbers in [0, 1), one in each of `count` strata.
+
+    As the published code draws them (`official`) the stratum's start is added twice: the first
+    half of the numbers covers everything, the others are all the largest number below 1.
+    """
+    epsilon = torch.finfo(like.dtype).eps
+    options = {'dtype': like.dtype, 'device': like.device}
+    if generator is None:
+        return torch.linspace(0, 1 - epsilon, count, **options).expand(rays, -1)
+    draw = torch.rand(rays, count, generator=generator, **options)
+    strata = torch.arange(count, **options) / count
+    if official:
+        numbers = 2 * strata + draw * (1 / count - epsilon)
+    else:
+        numbers = strata + draw / count
+    return numbers.clamp(max=1 - epsilon)
+
+
 def resample_edges(
-    edges: Tensor, weights: Tensor, count: int, generator: torch.Generator | None = None,
+    edges: Tensor, weights: Tensor, count: int, generator: torch.Generator | None = None, *,
+    official: bool = False,
 ) -> Tensor:
     """Draw new edges from a histogram over a ray by inverting its distribution function.
 
     edges: (R, S + 1) borders of the bins
     weights: (R, S) positive
     Returns (R, count + 1) increasing distances: at even quantiles without a generator, one at
-    random in each of count + 1 strata of the quantiles with one.
+    random in each of count + 1 strata of the quantiles with one. The `official` random draw ends
+    with empty intervals at the far end; only one of those is given, (R, less than count + 1).
     """
     cdf = torch.cumsum(weights / weights.sum(dim=-1, keepdim=True), dim=-1)[:, :-1].clamp(max=1)
     cdf = F.pad(F.pad(cdf, (1, 0)), (0, 1), value=1.0)
-    last = 1 - torch.finfo(edges.dtype).eps
-    if generator is None:
-        quantiles = torch.linspace(0, last, count + 1, dtype=edges.dtype, device=edges.device)
-        quantiles = quantiles.expand(len(edges), -1)
-    else:
-        draw = torch.rand(len(edges), count + 1, generator=generator, dtype=edges.dtype,
-                          device=edges.device)
-        strata = torch.arange(count + 1, dtype=edges.dtype, device=edges.device)
-        quantiles = ((strata + draw) / (count + 1)).clamp(max=last)
+    quantiles = _quantiles(len(edges), count + 1, edges, generator, official)
+    if official and generator is not None:
+        quantiles = quantiles[:, :math.ceil((count + 1) / 2) + 1]
     above = torch.searchsorted(cdf, quantiles.contiguous(), right=True).clamp(1, weights.shape[1])
     start, end = cdf.gather(1, above - 1), cdf.gather(1, above)
     share = ((quantiles - start) / (end - start).clamp(min=1e-12)).clamp(0, 1)
@@ -94,6 +114,9 @@ class MipFieldConfig:
     density_noise: float = 1.0  # standard deviation added to raw densities in training
     white_background: bool = False  # what a ray sees behind the field: white, else black
     point_deviation: float = 3e-4  # scene units; width of the Gaussian of `point_features`
+    # Render as the published code does, for its own weights; see docs/published_model.md.
+    official: bool = False  # composited points, its random intervals, row 1 of the appearance
+    random_rendering: bool = False  # random intervals in views as well
 
     def __post_init__(self):
         """Refuse sizes that make no network."""
@@ -159,6 +182,8 @@ class MipField(RadianceField):
         super().__init__()
         self.config = config
         self.feature_layers, self.feature_channels = config.depth - 1, config.width
+        self.white_background, self.official = config.white_background, config.official
+        self.random_rendering = config.random_rendering
         self.coarse = MipNetwork(config)
         self.fine = MipNetwork(config)
         self.appearance = None
@@ -185,7 +210,8 @@ class MipField(RadianceField):
                     colour = colour + (1 - weights.sum(dim=-1, keepdim=True))
         histogram = blur_weights(weights.detach(), config.resample_padding)
         return Proposal(
-            resample_edges(edges, histogram, config.fine_samples, generator), colour)
+            resample_edges(edges, histogram, config.fine_samples, generator,
+                           official=config.official), colour)
 
     def evaluate(
         self, rays: Rays, edges: Tensor, *, colour: bool = True, feature_layer: int | None = None,
@@ -215,9 +241,25 @@ class MipField(RadianceField):
         self, network: MipNetwork, rays: Rays, edges: Tensor, *, colour: bool,
         feature_layer: int | None = None, generator: torch.Generator | None = None,
     ) -> FieldSamples:
-        config = self.config
         if feature_layer is not None:
             self._check_feature_layer(feature_layer)
+        block = max(1, SAMPLES_AT_ONCE // max(edges.shape[1] - 1, 1))
+        if torch.is_grad_enabled() or len(rays) <= block:
+            return self._look_at_once(network, rays, edges, colour, feature_layer, generator)
+        parts = [
+            self._look_at_once(network, rays[start:start + block], edges[start:start + block],
+                               colour, feature_layer, generator)
+            for start in range(0, len(rays), block)]
+        return FieldSamples(*(
+            None if getattr(parts[0], name) is None
+            else torch.cat([getattr(part, name) for part in parts])
+            for name in ('density', 'colour', 'feature')))
+
+    def _look_at_once(
+        self, network: MipNetwork, rays: Rays, edges: Tensor, colour: bool,
+        feature_layer: int | None, generator: torch.Generator | None,
+    ) -> FieldSamples:
+        config = self.config
         mean, variance = conical_frustums(rays.origins, rays.directions, rays.radius, edges)
         position = integrated_positional_encoding(mean, variance, config.position_octaves)
         hidden, feature = network.encode(position, keep=feature_layer)
@@ -234,10 +276,17 @@ class MipField(RadianceField):
         if self.appearance is None:
             return view
         if rays.image_index is None:
-            appearance = self.appearance.weight.mean(dim=0).expand(len(rays), -1)
+            appearance = self._default_appearance().expand(len(rays), -1)
         else:
             appearance = self.appearance(rays.image_index)
         return torch.cat([view, appearance], dim=-1)
+
+    def _default_appearance(self) -> Tensor:
+        """Give the appearance (channels,) of a picture that the field was not trained on."""
+        rows = self.appearance.weight
+        if self.config.official:  # row 1, whatever it was trained on
+            return rows[min(1, len(rows) - 1)]
+        return rows.mean(dim=0)
 
     def _check_feature_layer(self, feature_layer: int) -> None:
         if not 1 <= feature_layer <= self.feature_layers:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import math
 
 from nerfmatch_ros.errors import DataError
+from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.radiance_field.field import Rays
 import numpy as np
@@ -18,16 +19,19 @@ class SceneFrame:
 
     scene_from_map: Similarity
     near: float  # scene units
-    far: float  # scene units
+    far: float  # scene units; what counts in a `ball` for rays that miss it
+    ball: bool = False  # rays end where they leave the unit ball, as in the paper's Mip-NeRF
 
     def rays(
-        self, map_from_camera: Tensor, directions: Tensor, pixel_angle: float,
+        self, map_from_camera: Tensor, directions: Tensor, pixel_angle: float | Tensor,
         image_index: Tensor | None = None,
     ) -> Rays:
         """Cast rays into the scene; differentiable with respect to the pose.
 
         map_from_camera: (4, 4) or (R, 4, 4) metres; directions: (R, 3) unit, camera frame;
-        pixel_angle: radians a pixel covers, for the cone radius (Mip-NeRF: 2 / sqrt(12) of it).
+        pixel_angle: radians that a pixel covers, one for all or (R,), for the radius of the cone
+        (Mip-NeRF: 2 / sqrt(12) of it). In a `ball` the rays of a camera outside of it end at `far`
+        if any of them misses it, as in the published code; rays of many cameras each by itself.
         """
         rotation = torch.as_tensor(
             self.scene_from_map.rotation, dtype=directions.dtype, device=directions.device)
@@ -38,7 +42,11 @@ class SceneFrame:
         origin = self.scene_from_map.scale * (pose[..., :3, 3] @ rotation.T) + offset
         turned = (scene_from_camera @ directions[..., None])[..., 0]
         ones = torch.ones_like(turned[:, 0])
-        return Rays(origin.expand_as(turned), turned, self.near * ones, self.far * ones,
+        far = self.far * ones
+        if self.ball:
+            leaves, meets = _leaves_unit_ball(origin.expand_as(turned), turned)
+            far = torch.where(meets if pose.dim() == 3 else meets.all(), leaves, far)
+        return Rays(origin.expand_as(turned), turned, self.near * ones, far,
                     pixel_angle * 2 / math.sqrt(12) * ones, image_index)
 
     def to_map(self, points: Tensor) -> Tensor:
@@ -48,6 +56,40 @@ class SceneFrame:
     def to_scene(self, points: Tensor) -> Tensor:
         """Bring map points (..., 3), metres, into the scene."""
         return self.scene_from_map.apply(points)
+
+
+def _leaves_unit_ball(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance (R,) at which rays leave the unit ball, and which of their lines meet it, bool."""
+    along = (origins * directions).sum(-1)
+    squared = along ** 2 - (origins ** 2).sum(-1) + 1
+    return squared.clamp(min=1e-12).sqrt() - along, squared >= 0
+
+
+BALL_NEAR = 0.01  # scene units, where rays begin in a frame of `frustum_frame`
+
+
+def frustum_frame(
+    cameras: list[Camera], map_from_cameras: np.ndarray, depth: float,
+) -> SceneFrame:
+    """Fit the unit ball around what cameras see up to `depth` metres, as the published code does.
+
+    The ball is centred at the mean of the camera centres and of the four image corners at that
+    depth along the optical axis, and reaches to the farthest of them; map_from_cameras: (K, 4, 4).
+    """
+    if not (math.isfinite(depth) and depth > 0):
+        raise DataError(f'the frustum depth is {depth} m; give a positive number of metres')
+    points = []
+    for camera, pose in zip(cameras, map_from_cameras, strict=True):
+        right, bottom = camera.width - 0.5, camera.height - 0.5
+        corners = torch.tensor([(-0.5, -0.5), (right, -0.5), (-0.5, bottom), (right, bottom)],
+                               dtype=torch.float64)
+        rays = camera.rays(corners).numpy()
+        seen = np.concatenate([np.zeros((1, 3)), depth * rays / rays[:, 2:]])
+        points.append(seen @ pose[:3, :3].T + pose[:3, 3])
+    points = np.concatenate(points)
+    centre = points.mean(axis=0)
+    scale = 1 / np.linalg.norm(points - centre, axis=1).max()
+    return SceneFrame(Similarity(scale, np.eye(3), -scale * centre), BALL_NEAR, 1.0, ball=True)
 
 
 FAR_BACKGROUND = 3.0  # times the median distance from a point to the nearest camera
