@@ -17,6 +17,7 @@ REQUIREMENTS = [
     'opencv-python-headless>=4.8',  # the first whose SIFT scales up precisely
     'poselib>=2.0.4',
     'safetensors>=0.4',
+    'lightning-fabric>=2.4',  # trainings on several processes
     'pyyaml>=5.4',
     'numba>=0.57',
     'tyro>=0.8',

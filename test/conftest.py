@@ -25,6 +25,13 @@ def generator(request: pytest.FixtureRequest) -> torch.Generator:
 
 
 @pytest.fixture(scope='session')
+def engine():
+    """The engine of trainings, on one process of the CPU."""
+    from nerfmatch_ros.mapping.engine import make_engine
+    return make_engine('cpu')
+
+
+@pytest.fixture(scope='session')
 def room() -> SyntheticRoom:
     """The synthetic room, textured."""
     return SyntheticRoom()

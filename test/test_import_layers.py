@@ -28,6 +28,7 @@ DOORS = {
     'matplotlib': {'evaluation/pictures.py'},
     'tyro': {'cli.py', 'import_verbs.py'},
     'pycolmap': {'data/colmap.py'},
+    'lightning_fabric': {'mapping/'},
     'rosbags': {'ros/bag'},
     'rclpy': {'ros/'},
     'sensor_msgs': {'ros/'},

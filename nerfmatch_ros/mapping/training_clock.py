@@ -1,8 +1,13 @@
 """How far a training is: by steps or by minutes, surviving interruptions."""
 
 import time
+from typing import TYPE_CHECKING
 
 from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.mapping.engine import from_first
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class TrainingClock:
@@ -10,14 +15,16 @@ class TrainingClock:
 
     Whichever comes first ends it, and the schedule follows whichever is further: a slow or busy
     machine makes fewer steps and still ends well, a fast one does not idle through its minutes.
-    Time spent before an interruption counts.
+    Time spent before an interruption counts. With an engine of several processes the first one's
+    time counts for all, so that they end with the same step.
     """
 
-    def __init__(self, *, steps: int, minutes: float | None = None):
+    def __init__(self, *, steps: int, minutes: float | None = None,
+                 engine: 'Fabric | None' = None):
         if steps < 1 or (minutes is not None and not minutes > 0):
             raise ConfigError(f'a training of {steps} steps and {minutes} minutes is asked for; '
                               'both must be positive')
-        self.steps, self.minutes = steps, minutes
+        self.steps, self.minutes, self.engine = steps, minutes, engine
         self.step, self.seconds = 0, 0.0
         self._last = None
 
@@ -39,6 +46,8 @@ class TrainingClock:
             self.seconds += now - self._last
         self._last = now
         self.step += 1
+        if self.minutes is not None and self.engine is not None:
+            self.seconds = from_first(self.engine, self.seconds)
 
     def pause(self) -> None:
         """Leave out the time until the next `tick` (checkpoints, evaluation)."""
