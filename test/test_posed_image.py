@@ -55,6 +55,38 @@ def test_black_pixels_of_the_mask_are_not_valid(tmp_path):
     np.testing.assert_array_equal(valid, mask > 0)
 
 
+def test_white_pixels_are_sky_or_move_whatever_size_the_mask_has(tmp_path):
+    mask = np.zeros((6, 8), np.uint8)
+    mask[:2, 4:] = 255
+    for scale, white in ((1, 255), (4, 255), (1, 1), (0.5, 255)):
+        stored = cv2.resize(mask, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(tmp_path / 'm.png'), stored // 255 * np.uint8(white))
+        image = PosedImage('a', CAMERA, pixels=RED, sky_path=tmp_path / 'm.png')
+        np.testing.assert_array_equal(image.sky_mask(), mask > 0)
+        assert image.valid_mask() is None  # the sky may be learned, as white
+        moving = PosedImage('a', CAMERA, pixels=RED, transient_path=tmp_path / 'm.png')
+        np.testing.assert_array_equal(moving.valid_mask(), mask == 0)
+        assert moving.sky_mask() is None
+
+
+def test_a_mask_with_nothing_in_it_masks_nothing(tmp_path):
+    cv2.imwrite(str(tmp_path / 'm.png'), np.zeros((6, 8), np.uint8))
+    image = PosedImage('a', CAMERA, pixels=RED, sky_path=tmp_path / 'm.png',
+                       transient_path=tmp_path / 'm.png')
+    assert not image.sky_mask().any() and image.valid_mask().all()
+
+
+def test_both_masks_take_pixels_away(tmp_path):
+    keep, move = np.full((6, 8), 255, np.uint8), np.zeros((6, 8), np.uint8)
+    keep[:2] = 0
+    move[4:] = 255
+    cv2.imwrite(str(tmp_path / 'keep.png'), keep)
+    cv2.imwrite(str(tmp_path / 'move.png'), move)
+    valid = PosedImage('a', CAMERA, pixels=RED, mask_path=tmp_path / 'keep.png',
+                       transient_path=tmp_path / 'move.png').valid_mask()
+    assert valid[2:4].all() and valid.sum() == 16
+
+
 def test_broken_and_missing_files_are_named(tmp_path):
     (tmp_path / 'broken.jpg').write_bytes(b'not a picture')
     (tmp_path / 'empty.jpg').write_bytes(b'')
@@ -83,6 +115,14 @@ def test_rounding_of_a_rotation_is_repaired_and_the_input_left_alone():
     np.testing.assert_allclose(image.map_from_camera, rough, atol=1e-4)
     np.testing.assert_array_equal(rough, before)
     assert image.map_from_camera.dtype == np.float64
+
+
+def test_data_known_to_be_rough_may_be_repaired_further():
+    rough = pose()
+    rough[:3, :3] *= 1.003
+    with pytest.raises(DataError, match='no rotation'):
+        checked_pose(rough, 'frame 3')
+    np.testing.assert_allclose(checked_pose(rough, 'frame 3', tolerance=0.01), pose(), atol=1e-12)
 
 
 @pytest.mark.parametrize('matrix, message', [

@@ -1,4 +1,4 @@
-"""A photograph with its camera and, where known, its pose, depth and mask."""
+"""A photograph with its camera and, where known, its pose, depth and masks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ class PosedImage:
     depth_path: Path | None = None  # PNG of 16 bit, or .npy
     depth: np.ndarray | None = None  # (H, W) float32 distance along z, metres, 0 = unknown
     mask_path: Path | None = None  # picture, 0 = pixels to ignore
+    sky_path: Path | None = None  # picture of any size, white = sky
+    transient_path: Path | None = None  # picture of any size, white = what moves, to ignore
     split: str | None = None  # 'train' or 'test'
     stamp: float | None = None  # seconds
     depth_scale: float = 0.001  # metres per unit of the file at `depth_path`
@@ -75,11 +77,30 @@ class PosedImage:
 
     def valid_mask(self) -> np.ndarray | None:
         """Give which pixels (H, W), bool, may be used, or None when all may."""
-        if self.mask_path is None:
-            return None
-        mask = self._read(self.mask_path, cv2.IMREAD_GRAYSCALE, 'mask')
-        self._check_size(mask, str(self.mask_path))
-        return mask > 0
+        valid = None
+        if self.mask_path is not None:
+            mask = self._read(self.mask_path, cv2.IMREAD_GRAYSCALE, 'mask')
+            self._check_size(mask, str(self.mask_path))
+            valid = mask > 0
+        if self.transient_path is not None:
+            still = ~self._white(self.transient_path, 'mask of what moves')
+            valid = still if valid is None else valid & still
+        return valid
+
+    def sky_mask(self) -> np.ndarray | None:
+        """Give which pixels (H, W), bool, show sky, or None where nobody marked it."""
+        return None if self.sky_path is None else self._white(self.sky_path, 'mask of the sky')
+
+    def _white(self, path: Path, what: str) -> np.ndarray:
+        """Tell which pixels (H, W) of the photograph a mask of any size has white."""
+        mask = self._read(path, cv2.IMREAD_GRAYSCALE, what)
+        white = 255 if mask.max() > 1 else 1  # some programs write 1 for true
+        size = (self.camera.width, self.camera.height)
+        if mask.shape != size[::-1]:
+            larger = mask.shape[0] < size[1]
+            mask = cv2.resize(
+                mask, size, interpolation=cv2.INTER_LINEAR if larger else cv2.INTER_AREA)
+        return 2 * mask.astype(np.int32) >= white
 
     def _read(self, path: Path, flags: int, what: str) -> np.ndarray:
         if not path.is_file():
@@ -100,10 +121,13 @@ class PosedImage:
                 f'{self.camera.width} x {self.camera.height}; give the intrinsics of this size')
 
 
-def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
+def checked_pose(
+    matrix: np.ndarray, where: str, tolerance: float = ROTATION_TOLERANCE,
+) -> np.ndarray:
     """Give the rigid pose (4, 4) float64 that a matrix (4, 4) or (3, 4) states, rounding repaired.
 
     where: names the file and frame in the error that a matrix which is no pose raises.
+    tolerance: largest entry of |R^T R - I| that is repaired, for data known to be rougher.
     """
     try:
         pose = np.array(matrix, np.float64)
@@ -121,7 +145,7 @@ def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     rotation = pose[:3, :3]
     error = np.abs(rotation.T @ rotation - np.eye(3)).max()
     determinant = np.linalg.det(rotation)
-    if error > ROTATION_TOLERANCE or determinant < 0:
+    if error > tolerance or determinant < 0:
         raise DataError(
             f'{where}: no rotation in the pose: determinant {determinant:.6g}, R^T R differs from '
             f'the identity by {error:.3g}; remove scale, shear or mirroring, or take it out')
