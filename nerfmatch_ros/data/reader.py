@@ -3,65 +3,88 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
-from nerfmatch_ros.data import colmap, transforms_json
+from nerfmatch_ros.data import cambridge, colmap, seven_scenes, transforms_json
 from nerfmatch_ros.data.image_size import image_size
 from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.data.release_annotations import read_annotations, scene_and_split
+from nerfmatch_ros.data.release_masks import with_masks
 from nerfmatch_ros.errors import DataError
 
-READERS = (transforms_json, colmap)  # each has found(folder) -> bool and read(folder) -> list
+# Each has found(folder) -> bool and read(folder) -> list.
+READERS = (transforms_json, colmap, cambridge, seven_scenes)
 TEST_EVERY = 8  # without splits in the data, every 8th image by name is for testing
 
 
-def read_posed_images(folder: Path, split: str | None = None) -> list[PosedImage]:
-    """Read the images of a folder, sorted by name; the pictures themselves are read later.
+def read_posed_images(
+    folder: Path, split: str | None = None, *, annotations: Path | None = None,
+    masks: Path | None = None,
+) -> list[PosedImage]:
+    """
+    Read the images of a folder, sorted by name; the pictures themselves are read later.
 
-    split: 'train', 'test' or None for all.
+    split: 'train', 'test' or None for all. annotations: file of the published NeRFMatch, whose
+    file_paths are relative to the folder. masks: folder, see `release_masks`; every image that
+    is given must have them.
     """
     if split not in (None, 'train', 'test'):
         raise DataError(f"split '{split}' is unknown; use 'train', 'test' or none for all")
     folder = Path(folder)
-    if folder.is_file():  # transforms.json itself was named
+    if folder.is_file() and annotations is None:  # transforms.json itself was named
         folder = folder.parent
     if not folder.is_dir():
         raise DataError(f'{folder} does not exist; give the folder with the posed images')
-    reader = next((reader for reader in READERS if reader.found(folder)), None)
-    if reader is None:
-        raise DataError(f'{folder} holds no posed images; expected one of '
-                        + ', '.join(reader.EXPECTED for reader in READERS))
-    images = sorted(reader.read(folder), key=lambda image: image.name)
+    if annotations is not None:
+        images, source = read_annotations(annotations, folder), Path(annotations)
+    else:
+        images, source = _reader_of(folder).read(folder), folder
+        images.sort(key=lambda image: image.name)
     if not images:
-        raise DataError(f'{folder} lists no frames; register at least one image')
+        raise DataError(f'{source} lists no frames; register at least one image')
     twice = [name for name, count in Counter(image.name for image in images).items() if count > 1]
     if twice:
-        raise DataError(f"{folder} lists '{twice[0]}' more than once ({len(twice)} such names); "
+        raise DataError(f"{source} lists '{twice[0]}' more than once ({len(twice)} such names); "
                         'keep one frame for each picture')
     for image in images:
-        _check_file(folder, image)
+        _check_file(source, image)
     if all(image.split is None for image in images):
         images = [replace(image, split='train' if index % TEST_EVERY else 'test')
                   for index, image in enumerate(images)]
     chosen = [image for image in images if split in (None, image.split)]
     if not chosen:
-        raise DataError(f"{folder} has {len(images)} images, but none of split '{split}'; "
+        raise DataError(f"{source} has {len(images)} images, but none of split '{split}'; "
                         'mark frames with it or ask for the other split')
-    return chosen
+    if masks is None:
+        return chosen
+    scenes = [folder.resolve().name]
+    if annotations is not None:
+        scenes.append(scene_and_split(annotations)[0])
+    return with_masks(chosen, masks, scenes)
 
 
-def _check_file(folder: Path, image: PosedImage):
+def _reader_of(folder: Path) -> ModuleType:
+    reader = next((reader for reader in READERS if reader.found(folder)), None)
+    if reader is None:
+        raise DataError(f'{folder} holds no posed images; expected one of '
+                        + ', '.join(reader.EXPECTED for reader in READERS))
+    return reader
+
+
+def _check_file(source: Path, image: PosedImage):
     """Refuse a picture that is missing, broken or not of its camera's size."""
     for path, what in ((image.path, 'picture'), (image.depth_path, 'depth file'),
                        (image.mask_path, 'mask')):
         if path is not None and not path.is_file():
-            raise DataError(f"{folder}: frame '{image.name}': {what} {path} does not exist; "
+            raise DataError(f"{source}: frame '{image.name}': {what} {path} does not exist; "
                             'put it there or take the frame out')
     size = image_size(image.path)
     if size is None:
-        raise DataError(f"{folder}: frame '{image.name}': {image.path} is not a readable picture; "
+        raise DataError(f"{source}: frame '{image.name}': {image.path} is not a readable picture; "
                         'store it again as PNG or JPEG')
     camera = image.camera
     if size != (camera.width, camera.height):
         raise DataError(
-            f"{folder}: frame '{image.name}' has {size[0]} x {size[1]} pixels, its camera "
+            f"{source}: frame '{image.name}' has {size[0]} x {size[1]} pixels, its camera "
             f'{camera.width} x {camera.height}; resize the picture, or give this frame its own '
             'intrinsics (w, h, fl_x, fl_y, cx, cy)')
