@@ -22,6 +22,7 @@ from nerfmatch_ros.matching.matcher import MatcherConfig, NeRFMatcher
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
 from nerfmatch_ros.radiance_field.mip_field import MipField, MipFieldConfig
+from nerfmatch_ros.radiance_field.nerfacto_field import NerfactoField, NerfactoFieldConfig
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 import numpy as np
 from safetensors import safe_open, SafetensorError
@@ -41,9 +42,10 @@ _LARGE = 4096  # tensors of more elements are stored in half precision
 class FieldConfig:
     """Which radiance field, and its size."""
 
-    kind: str = 'grid'  # 'grid' (the default, trains on a CPU) or 'mip' (the paper's)
+    kind: str = 'grid'  # 'grid' (trains on a CPU), 'mip' (the paper's); 'nerfacto': imported
     grid: GridFieldConfig = GridFieldConfig()
     mip: MipFieldConfig = MipFieldConfig()
+    nerfacto: NerfactoFieldConfig | None = None
 
     def make(self, images: int) -> RadianceField:
         """Make an untrained field with an appearance row for each of `images` images."""
@@ -51,7 +53,10 @@ class FieldConfig:
             return GridField(self.grid, images)
         if self.kind == 'mip':
             return MipField(self.mip, images)
-        raise ConfigError(f"field kind '{self.kind}' is unknown; use grid or mip")
+        if self.kind == 'nerfacto' and self.nerfacto is not None:
+            return NerfactoField(self.nerfacto, images)
+        raise ConfigError(f"field kind '{self.kind}' is unknown or not described; "
+                          'use grid or mip, or import a field')
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,12 @@ class FieldSamples:
 
 
 class RadianceField(nn.Module):
-    """Interface of `GridField` and `MipField`."""
+    """Interface of `GridField`, `MipField` and what is imported."""
 
     feature_layers: int  # n: inner features f^1 .. f^n exist
     feature_channels: int  # C
     white_background: bool = False  # what a ray sees behind the field: white, else black
+    last_background: bool = False  # it sees the colour of its last interval instead
     official: bool = False  # points and features of a view are composited, as in published code
     random_rendering: bool = False  # rays of a view are sampled at random, as in published code
 

@@ -60,6 +60,8 @@ def render_rays(
         shown = composite(weights, samples.colour)
         if field.white_background:
             shown = shown + (1 - opacity[:, None])
+        elif field.last_background:
+            shown = shown + (1 - opacity[:, None]) * samples.colour[:, -1]
     return RenderedRays(
         weights, proposal.edges, opacity, shown,
         composite(weights, samples.feature) if feature_layer is not None else None,
