@@ -22,6 +22,12 @@ from tyro.conf import arg, Positional, subcommand, Suppress
 
 Device = Annotated[str, arg(help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')]
 MapFolder = Annotated[Path, arg(help='folder of the map')]
+Images = Annotated[Path, arg(
+    help='folder with transforms.json, a COLMAP model, or a scene of Cambridge Landmarks or '
+         '7-Scenes')]
+Annotations = Annotated[Path | None, arg(
+    metavar='FILE', help='transforms_<scene>_<split>.json of the published NeRFMatch; --images is '
+    'then the folder that its file_paths are in')]
 Refine = Annotated[str, arg(
     metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
     "match+photometric, or map for the map's own schedule")]
@@ -31,11 +37,15 @@ Split = Annotated[
 
 def build(
     *,
-    images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
+    images: Images,
     output: Annotated[Path, arg(help='folder of the map; a build that was cut short goes on')],
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
     split: Split = 'train',
+    annotations: Annotations = None,
+    masks: Annotated[Path | None, arg(
+        metavar='DIR', help="folder with 'masks_bg' (sky, learned as white) and "
+        "'masks_trnz_cars' (what moves), white = masked")] = None,
     device: Device = 'auto',
 ) -> None:
     """Make a map from posed photographs."""
@@ -46,7 +56,7 @@ def build(
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
     values = {} if config is None else load_yaml(config)
     build_map(
-        read_posed_images(images, _named(split)), output,
+        read_posed_images(images, _named(split), annotations=annotations, masks=masks), output,
         from_dict(BuildConfig, values or {}, str(config)),
         device=choose_device(device), minutes=minutes)
 
@@ -74,25 +84,32 @@ def localize(
 def evaluate(
     *,
     map: MapFolder,
-    images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
+    images: Images,
     output: Annotated[Path, arg(help='folder for report.json, poses.tum, errors.csv, pictures')],
     split: Split = 'test',
+    annotations: Annotations = None,
     refine: Refine = 'map',
     device: Device = 'auto',
 ) -> None:
     """Localize photographs whose poses are known and report the errors."""
     from nerfmatch_ros.data.reader import read_posed_images
     from nerfmatch_ros.evaluation.evaluate import evaluate as evaluate_map
-    queries = read_posed_images(images, _named(split))
-    report = evaluate_map(_load(map, device, refine), queries, output)
+    from nerfmatch_ros.evaluation.paper_table import known_scene, print_paper_row
+    queries = read_posed_images(images, _named(split), annotations=annotations)
+    report = evaluate_map(_load(map, device, refine), queries, output,
+                          scene=known_scene(annotations, images))
+    paper = report.pop('paper', None)
     _print_table('evaluation', report)
+    if paper is not None:
+        print_paper_row(paper)
 
 
 def bench_refine(
     *,
     map: MapFolder,
-    images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
+    images: Images,
     split: Split = 'test',
+    annotations: Annotations = None,
     limit: Annotated[int | None, arg(help='at most that many images, spread evenly')] = None,
     output: Annotated[Path | None, arg(
         help='folder for refinement.json, refinement.csv, refinement.png')] = None,
@@ -112,7 +129,8 @@ def bench_refine(
     from nerfmatch_ros.evaluation.refinement_report import print_refinement, report_refinement
     config = refinement_bench.RefinementBenchConfig(
         refiners or refinement_bench.REFINERS, scale_with_extent=scale_with_extent)
-    queries = refinement_bench.evenly_chosen(read_posed_images(images, _named(split)), limit)
+    queries = refinement_bench.evenly_chosen(
+        read_posed_images(images, _named(split), annotations=annotations), limit)
     report = report_refinement(
         _load(map, device), queries, config, output=output, markdown=markdown,
         name=map.resolve().name)
@@ -190,7 +208,7 @@ def demo(
 
 def bag(
     *,
-    images: Annotated[Path, arg(help='folder with transforms.json or a COLMAP model')],
+    images: Images,
     output: Annotated[Path, arg(help='the bag, a folder that does not exist yet')],
     split: Split = 'test',
     rate: Annotated[float, arg(help='images per second, in the order of their names')] = 10.0,

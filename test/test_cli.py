@@ -126,6 +126,50 @@ def test_evaluate_takes_the_split(photographs, localizer, tmp_path, capsys):
     assert 'median_translation_m' in capsys.readouterr().out
 
 
+def release_annotations(photographs, name):
+    """Write the queries of the data set as annotations of the published kind."""
+    matrix = [[CAMERA.fx, 0, CAMERA.cx + 0.5], [0, CAMERA.fy, CAMERA.cy + 0.5], [0, 0, 1]]
+    frames = [{'file_path': f'{index}.png', 'intrinsics': matrix, 'width': 32, 'height': 24,
+               'transform_matrix': circle(4)[index].tolist()} for index in range(3)]
+    (photographs / name).write_text(json.dumps({'frames': frames}))
+    return photographs / name
+
+
+def test_evaluate_prints_the_row_of_a_known_scene(
+        photographs, localizer, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')
+    annotations = release_annotations(photographs, 'transforms_OldHospital_test.json')
+    (photographs / 'transforms.json').unlink()
+    arguments = ['evaluate', '--map', 'm', '--images', photographs, '--output', tmp_path / 'out',
+                 '--annotations', annotations]
+    assert run(*arguments) == 0
+    text = capsys.readouterr().out
+    assert 'OldHospital (Cambridge Landmarks)' in text and '3 of 182' in text
+    assert '19.4 cm, 0.4 deg' in text and 'paper' not in text
+    row = json.loads((tmp_path / 'out/report.json').read_text())['paper']
+    assert row['scene'] == 'OldHospital' and row['queries'] == 3
+    assert row['recall'] == pytest.approx(2 / 3)
+    assert run(*arguments, '--split', 'train') == 2
+    assert "none of split 'train'" in capsys.readouterr().err
+
+
+def test_evaluate_says_nothing_of_papers_elsewhere(photographs, localizer, tmp_path, capsys):
+    assert run('evaluate', '--map', 'm', '--images', photographs, '--output', tmp_path) == 0
+    assert 'paper' not in json.loads((tmp_path / 'report.json').read_text())
+    assert 'NeRFMatch' not in capsys.readouterr().out
+
+
+def test_bench_takes_annotations(photographs, monkeypatch, tmp_path, capsys):
+    taken = []
+    module(monkeypatch, 'nerfmatch_ros.evaluation.refinement_report', print_refinement=print,
+           report_refinement=lambda localizer, queries, config, **_: taken.extend(queries))
+    monkeypatch.setattr(cli, '_load', lambda folder, device: None)
+    annotations = release_annotations(photographs, 'transforms_fire_test.json')
+    assert run('bench', 'refine', '--map', tmp_path, '--images', photographs, '--annotations',
+               annotations) == 0
+    assert [image.name for image in taken] == ['0.png', '1.png', '2.png']
+
+
 def test_inspect_prints_a_table_or_json(monkeypatch, capsys):
     summary = {'format': 1, 'extent_m': np.float32(2.5), 'field': {'kind': 'grid', 'psnr': None}}
 
@@ -185,6 +229,16 @@ def test_build_hands_over_training_images_configuration_and_time(
     config.write_text('sead: 3\n')
     assert run(*arguments, '--config', config) == 2
     assert "did you mean 'seed'" in capsys.readouterr().err
+    annotations = release_annotations(photographs, 'transforms_mine_train.json')
+    masks = tmp_path / 'masks/masks_bg/mine'
+    masks.mkdir(parents=True)
+    for index in range(3):
+        cv2.imwrite(str(masks / f'{index}.png'), np.full((24, 32), 255, np.uint8))
+    arguments += ['--annotations', annotations, '--masks', tmp_path / 'masks']
+    assert run(*arguments, '--device', 'cpu') == 0
+    images = calls[2][0][0]
+    assert [image.name for image in images] == ['0.png', '1.png', '2.png']
+    assert all(image.sky_mask().all() for image in images)
 
 
 def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):

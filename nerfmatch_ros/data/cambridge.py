@@ -6,6 +6,7 @@ the published NeRFMatch. As there, the lens is taken for a pinhole with the prin
 middle, although the file has a radial term, and frames that were placed absurdly are left out.
 """
 
+from collections.abc import Iterator
 import logging
 from pathlib import Path
 
@@ -55,8 +56,7 @@ def read(folder: Path) -> list[PosedImage]:
 
 def _read_list(file: Path) -> list[str]:
     """Give the frames of a list: three lines of heading, then the picture and a pose a line."""
-    lines = _lines(file)[3:]
-    return [line.split()[0] for line in lines if line.strip()]
+    return [words[0] for number, words in _filled_lines(file) if number > 3]
 
 
 def _read_reconstruction(file: Path) -> dict[str, tuple[float, np.ndarray]]:
@@ -66,18 +66,17 @@ def _read_reconstruction(file: Path) -> dict[str, tuple[float, np.ndarray]]:
     w x y z of camera_from_map, camera centre, radial distortion, 0. Names end in .jpg, the
     pictures in .png.
     """
-    lines = [(number, line.split()) for number, line in enumerate(_lines(file), start=1)
-             if line.strip()]
+    lines = _filled_lines(file)
     try:
-        heading, (_, (count,)), *rest = lines
-        heading_is_right, count = heading[1][0].startswith('NVM_V3'), int(count)
-    except ValueError:
-        heading_is_right, count, rest = False, 0, []
-    if not heading_is_right or len(rest) < count:
+        version, count = next(lines)[1], int(next(lines)[1][0])
+        cameras_of_file = [next(lines) for _ in range(count)]
+    except (StopIteration, ValueError):
+        version, cameras_of_file = [''], []
+    if not version[0].startswith('NVM_V3'):
         raise DataError(f'{file} is no whole NVM file (NVM_V3, number of cameras, a line each); '
                         'unpack it again')
     cameras = {}
-    for number, words in rest[:count]:
+    for number, words in cameras_of_file:
         try:
             focal, w, x, y, z, *centre = (float(word) for word in words[1:9])
             pose = np.eye(4)
@@ -103,8 +102,12 @@ def _camera(path: Path, focal: float) -> Camera:
                   width / 2 - 0.5, height / 2 - 0.5)
 
 
-def _lines(file: Path) -> list[str]:
+def _filled_lines(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Give number and words of each line with any; read as far as is asked for."""
     try:
-        return file.read_text(encoding='utf-8').splitlines()
+        with open(file, encoding='utf-8') as lines:
+            for number, line in enumerate(lines, start=1):
+                if words := line.split():
+                    yield number, words
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f'cannot read {file}: {error}') from error

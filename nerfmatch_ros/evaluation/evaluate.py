@@ -15,6 +15,7 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.tum import format_tum
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.evaluation import metrics
+from nerfmatch_ros.evaluation.paper_table import BenchmarkScene, paper_row
 from nerfmatch_ros.evaluation.reliability import (
     correct_poses,
     reliability,
@@ -35,11 +36,15 @@ class QueryResult:
     seconds: float  # wall time of the localization, without reading the file
 
 
-def evaluate(localizer: Any, images: Sequence[PosedImage], output: Path) -> dict:
+def evaluate(
+    localizer: Any, images: Sequence[PosedImage], output: Path,
+    scene: BenchmarkScene | None = None,
+) -> dict:
     """
     Localize each image, write the report and its pictures into the folder, return the report.
 
     localizer: a `Localizer`; it never sees the true poses. images: with `map_from_camera`.
+    scene: of a benchmark that the images are of; then the report has a row `paper`.
     """
     if not images:
         raise DataError('there are no images to evaluate')
@@ -51,6 +56,8 @@ def evaluate(localizer: Any, images: Sequence[PosedImage], output: Path) -> dict
     results = localize_all(localizer, images)
     scene_map = localizer.scene_map
     report = summarize(results, scene_map.extent)
+    if scene is not None:
+        report['paper'] = json_ready(paper_row(scene, errors_of(results)))
     write_results(results, report, output)
     # matplotlib is slow to import and the figures above stand without it.
     from nerfmatch_ros.evaluation.pictures import draw_reliability, draw_trajectory, draw_worst
