@@ -18,7 +18,8 @@ from nerfmatch_ros.data.posed_image import checked_pose
 from nerfmatch_ros.errors import ConfigError, DataError, MapError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
-from nerfmatch_ros.matching.matcher import MatcherConfig, NeRFMatcher
+from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
+from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
 from nerfmatch_ros.radiance_field.mip_field import MipField, MipFieldConfig
@@ -104,7 +105,7 @@ class SceneMap:
     field_config: FieldConfig
     field: RadianceField
     matcher_config: MatcherConfig
-    matcher: NeRFMatcher
+    matcher: Matcher
     references: References
     surface: Surface
     words: Tensor  # (V, C) of retrieval
@@ -319,7 +320,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
                 if key in ('exposure', 'appearance.weight')]
     field = field_config.make(rows[0] if rows else 1)
     _load_weights(field, folder / FILES[0])
-    matcher = NeRFMatcher(matcher_config, field.feature_channels)
+    matcher = make_matcher(matcher_config, field.feature_channels)
     _load_weights(matcher, folder / FILES[1])
     cameras = [Camera.from_dict(camera) for camera in description['cameras']]
     views = description['references']
@@ -340,7 +341,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
         dict(description['notes']))
 
 
-def _check_shapes(references: References, surface: Surface, words: Tensor, matcher: NeRFMatcher,
+def _check_shapes(references: References, surface: Surface, words: Tensor, matcher: Matcher,
                   feature_channels: int) -> None:
     """Refuse tensors that do not fit to one another, before a query stumbles over them."""
     with safe_open(references.file, 'pt') as opened:
@@ -358,7 +359,7 @@ def _check_shapes(references: References, surface: Surface, words: Tensor, match
     rows, count = starts[-1].item(), len(surface.points)
     expected = {'map_from_camera': (views, 4, 4), 'descriptors': (views, len(words)),
                 'points': (rows, 3), 'surface points': (count, 3),
-                'words': (len(words), matcher.point_coarse.out_features)}
+                'words': (len(words), matcher.token_channels)}
     shapes |= {'surface points': tuple(surface.points.shape), 'words': tuple(words.shape)}
     if matcher.config.feature_layer is not None:
         expected |= {'features': (rows, feature_channels),

@@ -1,6 +1,6 @@
 """Coarse matching against the dual softmax written out in full."""
 
-from nerfmatch_ros.matching.coarse_matching import dual_softmax_loss, match_mutually
+from nerfmatch_ros.matching.coarse_matching import dual_softmax_loss, match_cells
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ def test_pairs_are_the_mutual_maxima_of_the_dual_softmax(generator, shape):
         (n, m): probability[n, m].item() for n in range(shape[0]) for m in range(shape[1])
         if probability[n, m] == probability[n].max() == probability[:, m].max()
         and probability[n, m] > 0.1}
-    found = match_mutually(similarity, 0.1)
+    found = match_cells(similarity, 0.1)
     pairs = list(zip(found.cells.tolist(), found.points.tolist()))
     assert set(pairs) == set(expected) and len(pairs) == len(expected)
     for pair, confidence in zip(pairs, found.confidence.tolist()):
@@ -33,20 +33,20 @@ def test_pairs_are_the_mutual_maxima_of_the_dual_softmax(generator, shape):
 def test_a_permutation_is_found_again(generator):
     cells = unit(40, generator)
     order = torch.randperm(40, generator=generator)
-    found = match_mutually(50 * cells @ cells[order].T, 0.02)
+    found = match_cells(50 * cells @ cells[order].T, 0.02)
     assert torch.equal(found.cells, order[found.points])
     assert len(found.cells) == 40
 
 
 def test_large_similarities_do_not_overflow(generator):
     cells = unit(20, generator).float()
-    found = match_mutually(1e4 * cells @ cells.T, 0.5)
+    found = match_cells(1e4 * cells @ cells.T, 0.5)
     assert torch.equal(found.cells, found.points) and found.confidence.isfinite().all()
 
 
 @pytest.mark.parametrize('shape', [(0, 5), (5, 0), (0, 0)])
 def test_nothing_matches_nothing(shape):
-    assert len(match_mutually(torch.zeros(shape), 0.02).cells) == 0
+    assert len(match_cells(torch.zeros(shape), 0.02).cells) == 0
 
 
 def test_loss_of_unique_pairs_is_the_log_of_the_dual_softmax(generator):

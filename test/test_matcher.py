@@ -26,7 +26,7 @@ def make(**changes):
 
 @pytest.mark.parametrize('changes', [
     {}, {'fine': False}, {'point_feature': 'xyz'}, {'point_feature': 'encoded_xyz'},
-    {'point_encoding': False}, {'point_hidden': 0}, {'self_attention': 1, 'cross_attention': 1},
+    {'point_encoding': False}, {'point_hidden': 0},
 ], ids=str)
 def test_every_variant_encodes_and_matches(changes, generator):
     matcher = make(**changes)
@@ -123,7 +123,7 @@ def test_features_are_normalised_by_their_statistics(generator):
 
 
 def test_the_order_of_points_does_not_matter(generator):
-    matcher = make(self_attention=1)
+    matcher = make()
     points = torch.rand(20, 3, generator=generator)
     features = torch.rand(20, 16, generator=generator)
     order = torch.randperm(20, generator=generator)

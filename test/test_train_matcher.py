@@ -41,7 +41,7 @@ def test_the_matcher_learns(dataset, tmp_path):
 
 
 def test_loss_reaches_every_parameter(dataset, generator):
-    matcher = fresh(self_attention=1, cross_attention=1)
+    matcher = fresh()
     batch = dataset.draw(2, 60, np.random.default_rng(0))
     coarse, fine = matching_loss(matcher, batch, CONFIG, generator)
     assert coarse > 0 and fine > 0

@@ -41,7 +41,8 @@ from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.surface_points import surface_points
 from nerfmatch_ros.mapping.train_field import FieldTrainingConfig, train_field
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig, train_matcher
-from nerfmatch_ros.matching.matcher import MatcherConfig, NeRFMatcher
+from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
+from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.renderer import render_view
@@ -159,7 +160,7 @@ def _check_networks(config: BuildConfig) -> None:
     if layer is not None and not 1 <= layer <= field.feature_layers:
         raise ConfigError(f"matcher.point_feature is '{config.matcher.point_feature}'; the field "
                           f"'{config.field.kind}' has f1 to f{field.feature_layers}")
-    NeRFMatcher(config.matcher, field.feature_channels)
+    make_matcher(config.matcher, field.feature_channels)
 
 
 def _open_work_folder(
@@ -315,9 +316,9 @@ class _Stages:
     def matcher(
         self, images: list[PosedImage], references: list[ReferenceView], field: RadianceField,
         frame: SceneFrame,
-    ) -> NeRFMatcher:
+    ) -> Matcher:
         """Train the matcher between the photographs and the field's points."""
-        matcher = NeRFMatcher(self.config.matcher, field.feature_channels)
+        matcher = make_matcher(self.config.matcher, field.feature_channels)
         path = self.work / 'matcher.safetensors'
         report = self._bar('matcher')
         if not path.exists():
@@ -339,7 +340,7 @@ class _Stages:
     @torch.inference_mode()
     def assemble(
         self, images: list[PosedImage], references: list[ReferenceView], field: RadianceField,
-        matcher: NeRFMatcher, frame: SceneFrame, notes: dict,
+        matcher: Matcher, frame: SceneFrame, notes: dict,
     ) -> SceneMap:
         """Choose the surface points, describe the reference images, put the map together."""
         config = self.config

@@ -20,6 +20,7 @@ from nerfmatch_ros.matching.supervision import cells_of_pixels
 import numpy as np
 import torch
 from torch import nn, Tensor
+import torch.nn.functional as F
 
 CHECKPOINT_STEPS = 250  # between interim states
 
@@ -55,6 +56,7 @@ def matching_loss(
     noise = torch.randn(batch.points.shape, generator=generator)
     features = None if batch.features is None else batch.features.to(device)
     points = matcher.encode_points((batch.points + config.jitter * noise).to(device), features)
+    descriptors = F.normalize(points.coarse.float(), dim=-1)
     zero = tokens.sum() * 0
     # Unbound once: the gradient of an indexed image would be a whole batch of zeros each time.
     tokens = tokens.unbind(0)
@@ -63,7 +65,7 @@ def matching_loss(
     for k, (seen, pixels) in enumerate(zip(batch.seen, batch.pixels)):
         if len(seen) < 8:
             continue
-        cells, descriptors = matcher.interact(tokens[k].float(), points.coarse)
+        cells = F.normalize(tokens[k].float(), dim=-1)
         cell = cells_of_pixels(pixels, rows, columns, COARSE_STRIDE)
         coarse_losses.append(dual_softmax_loss(
             cells, descriptors, cell.to(device), seen.to(device), matcher.scale))

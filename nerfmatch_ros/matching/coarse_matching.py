@@ -12,30 +12,68 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class CoarseMatches:
-    """Mutual nearest neighbours of cells and points."""
+    """Pairs of cells and points, at most one of each cell."""
 
     cells: Tensor  # (M,) int64
     points: Tensor  # (M,) int64
     confidence: Tensor  # (M,) probability of the pair under the dual softmax
 
 
-def match_mutually(similarity: Tensor, threshold: float) -> CoarseMatches:
+def log_dual_softmax(similarity: Tensor) -> Tensor:
+    """Give log P: (..., n, m); P = softmax over cells x softmax over points (paper, Sec. 3.3)."""
+    per_cell = torch.logsumexp(similarity, dim=-1, keepdim=True)
+    per_point = torch.logsumexp(similarity, dim=-2, keepdim=True)
+    return 2 * similarity - per_cell - per_point
+
+
+def masked_log_dual_softmax(
+    similarity: Tensor, cell_mask: Tensor | None, point_mask: Tensor | None,
+) -> Tensor:
+    """Give log P (n, m) where pairs of a cell (n,) or a point (m,) masked False are as unlike.
+
+    A cell and a point that are both masked share what nothing else can have: 1 / (n m).
+    """
+    mask = torch.ones_like(similarity, dtype=torch.bool)
+    if cell_mask is not None:
+        mask = mask & cell_mask.bool()[:, None]
+    if point_mask is not None:
+        mask = mask & point_mask.bool()[None]
+    # Not by `log_dual_softmax`: log n would be lost beside -1e9.
+    similarity = similarity.masked_fill(~mask, -1e9)
+    return similarity.log_softmax(dim=0) + similarity.log_softmax(dim=1)
+
+
+def match_cells(similarity: Tensor, threshold: float, *, mutual: bool = True) -> CoarseMatches:
     """Pair cells with points: (n, m) scaled similarities -> pairs surer than `threshold`.
 
-    P = softmax over cells x softmax over points (paper, Sec. 3.3); only the row and column
-    log-sums are needed for the pairs that are mutual maxima of P.
+    mutual: only pairs that are the best of their cell and of their point; else the best of each
+    cell. Only the row and column log-sums are needed, not both softmaxes.
     """
-    if not similarity.numel():
-        nothing = torch.zeros(0, dtype=torch.int64, device=similarity.device)
-        return CoarseMatches(nothing, nothing, similarity.new_zeros(0))
-    per_cell = torch.logsumexp(similarity, dim=1, keepdim=True)
-    per_point = torch.logsumexp(similarity, dim=0, keepdim=True)
-    log_probability = 2 * similarity - per_cell - per_point
+    return match_log_probability(
+        log_dual_softmax(similarity) if similarity.numel() else similarity, threshold,
+        mutual=mutual)
+
+
+def match_log_probability(
+    log_probability: Tensor, threshold: float, *, mutual: bool = True, ties: bool = False,
+) -> CoarseMatches:
+    """Do what `match_cells` does with log P (n, m).
+
+    ties: let all cells that a point likes equally well have it, as the published code does, not
+    only the first.
+    """
+    if not log_probability.numel():
+        nothing = torch.zeros(0, dtype=torch.int64, device=log_probability.device)
+        return CoarseMatches(nothing, nothing, log_probability.new_zeros(0))
     best, point = log_probability.max(dim=1)
-    back = log_probability.argmax(dim=0)
-    cells = torch.arange(len(similarity), device=similarity.device)
-    chosen = (back[point] == cells) & (best > torch.log(best.new_tensor(threshold)))
-    return CoarseMatches(cells[chosen], point[chosen], best[chosen].exp())
+    confidence = best.exp()
+    cells = torch.arange(len(log_probability), device=log_probability.device)
+    chosen = confidence > threshold
+    if mutual and ties:
+        chosen &= log_probability.amax(dim=0)[point] == best
+    elif mutual:
+        chosen &= log_probability.argmax(dim=0)[point] == cells
+    return CoarseMatches(cells[chosen], point[chosen], confidence[chosen])
 
 
 def dual_softmax_loss(

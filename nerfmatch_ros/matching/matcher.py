@@ -1,20 +1,16 @@
 """NeRFMatch: matching an image with points of a NeRF, coarse to fine (paper, Sec. 3.3).
 
-Without attention and fine stage this is the paper's Mini model, with both the full one; the
-default is Mini with a fine stage, on a backbone that trains on a CPU. Letters: n image cells,
-m points, M matches, C and Cf coarse and fine channels.
+`NeRFMatcher` is the paper's Mini model with a fine stage, on a backbone that trains on a CPU;
+`PaperMatcher` in paper_matcher.py is the network as published. Letters: n image cells, m points,
+M matches, C and Cf coarse and fine channels.
 """
 
 from dataclasses import dataclass
 import math
 
 from nerfmatch_ros.errors import ConfigError
-from nerfmatch_ros.matching.attention import (
-    EncoderLayer,
-    fourier_encoding,
-    sine_position_encoding,
-)
-from nerfmatch_ros.matching.coarse_matching import match_mutually
+from nerfmatch_ros.matching.attention import fourier_encoding
+from nerfmatch_ros.matching.coarse_matching import match_cells
 from nerfmatch_ros.matching.compact_backbone import CompactBackbone
 from nerfmatch_ros.matching.fine_matching import expectation, fine_logits, window_features
 import torch
@@ -26,8 +22,9 @@ COARSE_STRIDE = 8
 
 @dataclass(frozen=True)
 class MatcherConfig:
-    """Shape of a `NeRFMatcher`."""
+    """Which matcher, and its shape."""
 
+    kind: str = 'own'  # 'own' (the default, trains on a CPU) or 'paper' (the network as published)
     backbone: str = 'compact'  # 'compact', 'convformer_s18', 'convformer_b36' or a timm name
     pretrained: bool = False  # ImageNet weights for timm backbones (downloads them)
     channels: int = 128  # C of the compact backbone
@@ -38,9 +35,52 @@ class MatcherConfig:
     point_encoding: bool = True  # put the encoded coordinate beside f^j
     octaves: int = 9  # of the encoded coordinate, from a wavelength of 4 scene units
     point_hidden: int = 256  # channels of the point branch; 0: one linear layer as in the paper
-    self_attention: int = 0  # layers shared by both sides (paper's full model: 3)
-    cross_attention: int = 0  # layers (paper's full model: 1)
+    self_attention: int = 0  # kind 'paper': layers shared by both sides (full model: 3)
+    cross_attention: int = 0  # kind 'paper': layers (full model: 1)
     threshold: float = 0.02  # least dual-softmax probability of a match
+    official: bool = False  # the fine stage of the authors' checkpoints: window and pixels apart
+
+    def __post_init__(self):
+        """Refuse what no matcher can be made of, and what one would silently leave out."""
+        if self.kind not in ('own', 'paper'):
+            raise ConfigError(f"matcher kind '{self.kind}' is unknown; use own or paper")
+        least = {'channels': 1, 'fine_channels': 1, 'window': 1, 'octaves': 0, 'point_hidden': 0,
+                 'self_attention': 0, 'cross_attention': 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ConfigError(f'matcher {name} is {getattr(self, name)}; '
+                                  f'give {smallest} or more')
+        if not 0 <= self.threshold < 1:
+            raise ConfigError(f'matcher threshold is {self.threshold:g}; it is a probability, '
+                              'from 0 to below 1')
+        layer = self.feature_layer
+        if self.kind == 'own':
+            if self.self_attention or self.cross_attention or self.official:
+                raise ConfigError("self_attention, cross_attention and official belong to the "
+                                  "published network; leave them out or set kind to 'paper'")
+            return
+        if not self.backbone.startswith('convformer_'):
+            raise ConfigError(f"the published matcher stands on a ConvFormer, not '{self.backbone}"
+                              "'; use backbone convformer_b36 or convformer_s18, or kind 'own'")
+        if layer is None:
+            raise ConfigError(f"the published matcher takes inner features, not '"
+                              f"{self.point_feature}'; use point_feature f3, or kind 'own'")
+        if self.point_hidden:
+            raise ConfigError(f'point_hidden is {self.point_hidden}; the published matcher has no '
+                              'such layers, set it to 0')
+        if self.fine and not self.window % 2:
+            raise ConfigError(f'window is {self.window}; the published fine stage needs an odd '
+                              'number such as 5')
+
+    @staticmethod
+    def published(*, fine: bool, official: bool = False, pretrained: bool = False,
+                  ) -> 'MatcherConfig':
+        """Give the configuration of the full model (fine) or of NeRFMatch-Mini."""
+        return MatcherConfig(
+            kind='paper', backbone='convformer_b36', pretrained=pretrained, fine=fine, window=5,
+            point_feature='f3', point_encoding=fine, octaves=15, point_hidden=0,
+            self_attention=3 if fine else 0, cross_attention=1 if fine else 0, threshold=0.0,
+            official=official)
 
     @property
     def feature_layer(self) -> int | None:
@@ -58,7 +98,7 @@ class PointTokens:
     """Scene points as the matcher sees them."""
 
     coarse: Tensor  # (m, C)
-    fine: Tensor | None  # (m, Cf)
+    fine: Tensor | None  # (m, Cf); None where it depends on the image or there is no fine stage
 
 
 @dataclass(frozen=True)
@@ -95,7 +135,10 @@ def _make_backbone(config: MatcherConfig) -> nn.Module:
 
 
 class NeRFMatcher(nn.Module):
-    """Image branch, point branch, optional attention between them, temperature."""
+    """Image branch, point branch, temperature."""
+
+    map_points = False  # `encode_points` takes points of the scene's frame
+    per_view = False  # points of several views may be matched as one set
 
     def __init__(self, config: MatcherConfig, feature_channels: int):
         super().__init__()
@@ -116,11 +159,12 @@ class NeRFMatcher(nn.Module):
         if config.fine:
             self.point_fine = nn.Linear(hidden or point_channels, fine_channels)
             self.log_fine_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.self_attention = nn.ModuleList(
-            EncoderLayer(channels, heads=8) for _ in range(config.self_attention))
-        self.cross_attention = nn.ModuleList(
-            EncoderLayer(channels, heads=8, cross=True) for _ in range(config.cross_attention))
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    @property
+    def token_channels(self) -> int:
+        """C, channels of the coarse tokens."""
+        return self.point_coarse.out_features
 
     @property
     def scale(self) -> Tensor:
@@ -135,16 +179,10 @@ class NeRFMatcher(nn.Module):
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode images (B, 3, H, W) in [0, 1], sides multiples of 16.
 
-        Returns coarse tokens (B, n, C) after self-attention and the fine map or None.
+        Returns coarse tokens (B, n, C) and the fine map or None.
         """
         coarse, fine = self.backbone(images)
-        if self.self_attention:
-            coarse = coarse + sine_position_encoding(
-                coarse.shape[1], *coarse.shape[-2:]).to(coarse)
-        tokens = coarse.flatten(2).transpose(1, 2)
-        for layer in self.self_attention:
-            tokens = layer(tokens)
-        return tokens, fine
+        return coarse.flatten(2).transpose(1, 2), fine
 
     def encode_image(self, image: Tensor) -> ImageTokens:
         """Encode one image (3, H, W) in [0, 1]."""
@@ -163,27 +201,18 @@ class NeRFMatcher(nn.Module):
             if config.point_encoding:
                 tokens = torch.cat([self._encoded(points), tokens], dim=-1)
         tokens = self.point_trunk(tokens)
-        coarse = self.point_coarse(tokens)
-        for layer in self.self_attention:
-            coarse = layer(coarse[None])[0]
-        return PointTokens(coarse, self.point_fine(tokens) if config.fine else None)
+        return PointTokens(self.point_coarse(tokens),
+                           self.point_fine(tokens) if config.fine else None)
 
     def _encoded(self, points: Tensor) -> Tensor:
         # The longest wave spans the scene's contracted core, 4 units.
         return fourier_encoding(points * (math.pi / 2), self.config.octaves)
 
-    def interact(self, cells: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross attention of one image's cells (n, C) with points (m, C), then unit length."""
-        for layer in self.cross_attention:
-            cells = layer(cells[None], points[None])[0]
-            points = layer(points[None], cells[None])[0]
-        return F.normalize(cells.float(), dim=-1), F.normalize(points.float(), dim=-1)
-
     @torch.no_grad()
     def match(self, image: ImageTokens, points: PointTokens) -> Matches:
         """Match an image with points: coarse mutual pairs, refined within their windows."""
-        cells, tokens = self.interact(image.coarse, points.coarse)
-        coarse = match_mutually(self.scale * cells @ tokens.T, self.config.threshold)
+        cells, tokens = (F.normalize(side.coarse.float(), dim=-1) for side in (image, points))
+        coarse = match_cells(self.scale * cells @ tokens.T, self.config.threshold)
         pixels = cell_centres(coarse.cells, image.columns)
         if not self.config.fine or not len(pixels):
             return Matches(pixels, coarse.points, coarse.confidence,
