@@ -5,6 +5,7 @@ files. It is data only: loading it runs no code from it. `map.yaml` is written l
 is swapped in whole, so a map that was cut short is never taken for one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 import hashlib
@@ -25,9 +26,9 @@ from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
 from nerfmatch_ros.radiance_field.mip_field import MipField, MipFieldConfig
 from nerfmatch_ros.radiance_field.nerfacto_field import NerfactoField, NerfactoFieldConfig
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+from nerfmatch_ros.tensor_file import Pieces, write_tensors
 import numpy as np
 from safetensors import safe_open, SafetensorError
-from safetensors.torch import save_file
 import torch
 from torch import nn, Tensor
 import yaml
@@ -72,9 +73,12 @@ class References:
     points: Tensor | None = None  # (T, 3) map frame, metres; None: still in `file`
     features: Tensor | None = None  # (T, F) float16, or None
     file: Path | None = None
+    stored: Sequence[Any] | None = None  # K views whose points and features are read when used
 
     def view(self, k: int) -> tuple[Tensor, Tensor | None]:
         """Points (N, 3), metres, and features (N, F) of view k."""
+        if self.stored is not None:
+            return self.stored[k].points, self.stored[k].features
         start, end = self.starts[k].item(), self.starts[k + 1].item()
         if self.points is not None:
             features = None if self.features is None else self.features[start:end]
@@ -183,18 +187,12 @@ class SceneMap:
         partial = folder.with_name(folder.name + '.partial')
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        references = {
-            'map_from_camera': torch.from_numpy(self.references.map_from_camera),
-            'descriptors': self.references.descriptors.half(),
-            'starts': self.references.starts, 'points': self.references.points,
-            'features': self.references.features}
         surface = {'points': self.surface.points, 'features': self.surface.features,
                    'words': self.words}
-        tensors = (_halved(self.field), _halved(self.matcher), references, surface)
+        tensors = (_halved(self.field), _halved(self.matcher), _streamed(self.references),
+                   {key: value for key, value in surface.items() if value is not None})
         for name, group in zip(FILES, tensors):
-            save_file({key: value.contiguous().cpu() for key, value in group.items()
-                       if value is not None}, partial / name)
-            (partial / name).chmod(0o644)  # safetensors makes files that only the owner can read
+            write_tensors(partial / name, group)
         distinct = list(dict.fromkeys(self.references.cameras))
         similarity = self.frame.scene_from_map
         description = {
@@ -229,6 +227,20 @@ class SceneMap:
                 OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise MapError(f'{folder} cannot be read as a map: {error!r}; '
                            'build it again or copy it again from its source') from error
+
+
+def _streamed(references: References) -> dict[str, Tensor | Pieces]:
+    """Give what is stored of reference views, the large tensors view by view."""
+    rows, views = int(references.starts[-1]), range(len(references.names))
+    features = references.view(0)[1]
+    tensors = {
+        'map_from_camera': torch.from_numpy(references.map_from_camera),
+        'descriptors': references.descriptors.half(), 'starts': references.starts,
+        'points': Pieces(torch.float32, (rows, 3), (references.view(k)[0] for k in views))}
+    if features is not None:
+        tensors['features'] = Pieces(features.dtype, (rows, features.shape[1]),
+                                     (references.view(k)[1] for k in views))
+    return tensors
 
 
 def _halved(module: nn.Module) -> dict[str, Tensor]:

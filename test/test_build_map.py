@@ -7,9 +7,10 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
 from nerfmatch_ros.mapping import build_map as build_module
-from nerfmatch_ros.mapping import reference_views, train_field, train_matcher
+from nerfmatch_ros.mapping import train_field, train_matcher
 from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
+from nerfmatch_ros.radiance_field import renderer
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_a_killed_build_goes_on_and_ends_like_a_whole_one(
     config = replace(
         TINY, field_training=replace(TINY.field_training, steps=8, rays=128),
         matcher_training=replace(TINY.matcher_training, steps=3))
-    monkeypatch.setattr(reference_views, 'OPAQUE', -1.0)  # nothing is opaque after 8 steps
+    monkeypatch.setattr(renderer, 'OPAQUE', -1.0)  # nothing is opaque after 8 steps
     monkeypatch.setattr(train_field, 'CHECKPOINT_STEPS', 3)
     monkeypatch.setattr(train_matcher, 'CHECKPOINT_STEPS', 2)
     module, name, passed = STOPS[stop]
@@ -204,7 +205,7 @@ def test_outputs_that_cannot_become_a_map_are_refused_at_once(tmp_path, images, 
 
 
 def test_minutes_end_the_training(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(reference_views, 'OPAQUE', -1.0)  # nothing is opaque so soon
+    monkeypatch.setattr(renderer, 'OPAQUE', -1.0)  # nothing is opaque so soon
     config = replace(
         TINY, matcher=replace(TINY.matcher, fine=False, point_feature='encoded_xyz'),
         field_training=replace(TINY.field_training, steps=10 ** 6, rays=128, bfloat16=False),

@@ -216,7 +216,7 @@ def whole(scene_map):
         scene_map.references, points=torch.cat(points), features=torch.cat(features)))
 
 
-@pytest.mark.parametrize('failing', ['nerfmatch_ros.scene_map.save_file',
+@pytest.mark.parametrize('failing', ['nerfmatch_ros.scene_map.write_tensors',
                                      'nerfmatch_ros.scene_map._sha256',
                                      'nerfmatch_ros.scene_map.yaml.safe_dump'])
 def test_an_old_map_survives_a_failing_save(folder, monkeypatch, failing):
@@ -260,6 +260,16 @@ def test_densities_beyond_the_stored_precision_are_kept_finite(folder, tmp_path)
     scene_map.field.guide.fill_(1e5)
     scene_map.save(tmp_path / 'dense')
     assert SceneMap.load(tmp_path / 'dense').field.guide.min() > 5e4
+
+
+def test_a_map_read_from_disk_is_saved_with_its_reference_views(folder, tmp_path):
+    scene_map = SceneMap.load(folder)
+    scene_map.save(tmp_path / 'copy')
+    assert (tmp_path / 'copy' / FILES[2]).stat().st_size == (folder / FILES[2]).stat().st_size
+    copy = SceneMap.load(tmp_path / 'copy')
+    for k in range(len(scene_map.reference_names)):
+        for one, other in zip(scene_map.references.view(k), copy.references.view(k)):
+            assert torch.equal(one, other)
 
 
 def test_everybody_may_read_a_map(tiny_map):
