@@ -87,6 +87,18 @@ def test_both_masks_take_pixels_away(tmp_path):
     assert valid[2:4].all() and valid.sum() == 16
 
 
+def test_what_is_read_is_not_kept(tmp_path):
+    for name in 'pm':
+        cv2.imwrite(str(tmp_path / f'{name}.png'), RED)
+    image = PosedImage('a', CAMERA, path=tmp_path / 'p.png', mask_path=tmp_path / 'm.png',
+                       sky_path=tmp_path / 'm.png', transient_path=tmp_path / 'm.png',
+                       depth_path=tmp_path / 'p.png')
+    before = dict(vars(image))
+    for read in (image.rgb, image.depth_map, image.valid_mask, image.sky_mask):
+        assert read() is not read()
+    assert vars(image) == before
+
+
 def test_broken_and_missing_files_are_named(tmp_path):
     (tmp_path / 'broken.jpg').write_bytes(b'not a picture')
     (tmp_path / 'empty.jpg').write_bytes(b'')
