@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 import hashlib
+import json
 import math
 from pathlib import Path
 import shutil
@@ -16,11 +17,12 @@ from typing import Any
 
 from nerfmatch_ros.config import from_dict, load_yaml, to_dict
 from nerfmatch_ros.data.posed_image import checked_pose
+from nerfmatch_ros.data.working_image import check_working_size, working_view, WorkingView
 from nerfmatch_ros.errors import ConfigError, DataError, MapError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
-from nerfmatch_ros.matching.matcher import MatcherConfig
+from nerfmatch_ros.matching.matcher import MatcherConfig, PointTokens
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
 from nerfmatch_ros.radiance_field.mip_field import MipField, MipFieldConfig
@@ -37,6 +39,7 @@ FORMAT = 'nerfmatch_ros map'
 VERSION = 1
 FILES = ('field.safetensors', 'matcher.safetensors', 'references.safetensors',
          'surface.safetensors')
+NEIGHBOURS = 'neighbours.json'  # not in every map
 _LARGE = 4096  # tensors of more elements are stored in half precision
 
 
@@ -120,6 +123,10 @@ class SceneMap:
     calibration: dict[str, Any] = dataclass_field(default_factory=dict)  # {}: never measured
     notes: dict[str, Any] = dataclass_field(default_factory=dict)  # how it was built
     sha256: str = ''  # of map.yaml, which holds that of every other file; '' before it is saved
+    # (width, height) that every picture is squeezed to, instead of the focal length and side
+    working_size: tuple[int, int] | None = None
+    # For images, by name, whose similar views were retrieved beforehand: numbers, best first
+    neighbours: dict[str, list[int]] = dataclass_field(default_factory=dict)
 
     @property
     def cameras(self) -> list[Camera]:
@@ -146,6 +153,19 @@ class SceneMap:
         if noted is not None:
             return float(noted)
         return float(np.linalg.norm(np.ptp(self.reference_poses[:, :3, 3], axis=0)))
+
+    @property
+    def is_official(self) -> bool:
+        """Whether weights of the published NeRFMatch are in it, which are kept to the last bit."""
+        return self.matcher_config.official
+
+    def encode_points(self, points: Tensor, features: Tensor | None) -> PointTokens:
+        """Show the matcher points (m, 3), map frame, metres, with their features (m, F)."""
+        return encode_points(self.matcher, self.frame, points, features)
+
+    def working_view(self, camera: Camera) -> WorkingView:
+        """Choose how the matcher sees the picture of a camera."""
+        return working_view(camera, self.working_focal, 2 * self.longest_side, self.working_size)
 
     def to(self, device: str) -> 'SceneMap':
         """Move the networks and the surface to a device."""
@@ -189,24 +209,30 @@ class SceneMap:
         partial.mkdir(parents=True)
         surface = {'points': self.surface.points, 'features': self.surface.features,
                    'words': self.words}
-        tensors = (_halved(self.field), _halved(self.matcher), _streamed(self.references),
+        stored = nn.Module.state_dict if self.is_official else _halved
+        tensors = (stored(self.field), stored(self.matcher), _streamed(self.references),
                    {key: value for key, value in surface.items() if value is not None})
         for name, group in zip(FILES, tensors):
             write_tensors(partial / name, group)
+        files = FILES
+        if self.neighbours:
+            (partial / NEIGHBOURS).write_text(json.dumps(self.neighbours))
+            files += (NEIGHBOURS,)
         distinct = list(dict.fromkeys(self.references.cameras))
         similarity = self.frame.scene_from_map
         description = {
             'format': FORMAT, 'version': VERSION, 'frame_id': self.frame_id,
             'scene_frame': {'scene_from_map': similarity.to_dict(), 'near': self.frame.near,
-                            'far': self.frame.far},
+                            'far': self.frame.far, 'ball': self.frame.ball},
             'working_focal': self.working_focal, 'longest_side': self.longest_side,
+            'working_size': None if self.working_size is None else list(self.working_size),
             'field': to_dict(self.field_config), 'matcher': to_dict(self.matcher_config),
             'localization': self.localization, 'calibration': self.calibration,
             'notes': self.notes,
             'cameras': [camera.to_dict() for camera in distinct],
             'references': [{'name': name, 'camera': distinct.index(camera)} for name, camera in
                            zip(self.references.names, self.references.cameras)],
-            'sha256': {name: _sha256(partial / name) for name in FILES}}
+            'sha256': {name: _sha256(partial / name) for name in files}}
         (partial / 'map.yaml').write_text(yaml.safe_dump(description, sort_keys=False))
         old = folder.with_name(folder.name + '.old')
         shutil.rmtree(old, ignore_errors=True)
@@ -227,6 +253,15 @@ class SceneMap:
                 OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise MapError(f'{folder} cannot be read as a map: {error!r}; '
                            'build it again or copy it again from its source') from error
+
+
+def encode_points(
+    matcher: Matcher, frame: SceneFrame, points: Tensor, features: Tensor | None,
+) -> PointTokens:
+    """Show a matcher points (m, 3), map frame, metres, in the frame that it learned them in."""
+    points = points.float()
+    return matcher.encode_points(points if matcher.map_points else frame.to_scene(points),
+                                 features)
 
 
 def _streamed(references: References) -> dict[str, Tensor | Pieces]:
@@ -283,7 +318,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise MapError(f"{folder} has map version {description.get('version')}, this program "
                        f'reads version {VERSION}; build the map again', 'description')
     checksums = description.get('sha256')
-    for name in FILES:
+    optional = (NEIGHBOURS,) if isinstance(checksums, dict) and NEIGHBOURS in checksums else ()
+    for name in FILES + optional:
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise MapError(f'{path} is missing or no plain file; copy the whole map folder')
@@ -319,11 +355,15 @@ def _load_weights(module: nn.Module, path: Path) -> None:
 def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     scene = description['scene_frame']
     frame = SceneFrame(Similarity.from_dict(scene['scene_from_map']), float(scene['near']),
-                       float(scene['far']))
+                       float(scene['far']), scene.get('ball', False) is True)
     focal, side = float(description['working_focal']), int(description['longest_side'])
     if not (0 < frame.near < frame.far < math.inf and 0 < focal < math.inf and side > 0):
         raise ValueError(f'near {frame.near}, far {frame.far}, working_focal {focal} or '
                          f'longest_side {side} is out of range')
+    size = description.get('working_size')
+    if size is not None:
+        size = tuple(int(pixels) for pixels in size)
+        check_working_size(size)
     field_config = from_dict(FieldConfig, description['field'], 'map.yaml: field')
     matcher_config = replace(from_dict(MatcherConfig, description['matcher'],
                                        'map.yaml: matcher'), pretrained=False)
@@ -349,8 +389,19 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     return SceneMap(
         frame, field_config, field, matcher_config, matcher, references, surface, words,
         focal, side, str(description['frame_id']), dict(description['localization']),
-        dict(description.get('calibration', {})),
-        dict(description['notes']))
+        dict(description.get('calibration', {})), dict(description['notes']), working_size=size,
+        neighbours=_read_neighbours(folder, description, len(references.names)))
+
+
+def _read_neighbours(
+    folder: Path, description: dict[str, Any], views: int,
+) -> dict[str, list[int]]:
+    if NEIGHBOURS not in description['sha256']:
+        return {}
+    neighbours = json.loads((folder / NEIGHBOURS).read_text())
+    if any(not 0 <= view < views for numbers in neighbours.values() for view in numbers):
+        raise ValueError(f'{NEIGHBOURS} names views beyond the {views} of the map')
+    return neighbours
 
 
 def _check_shapes(references: References, surface: Surface, words: Tensor, matcher: Matcher,

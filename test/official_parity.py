@@ -60,3 +60,16 @@ def part(weights: dict, prefix: str, renamed: dict[str, str]) -> dict:
                     break
             chosen[key] = value
     return chosen
+
+
+def official_options(kind: str) -> dict:
+    """Give the hyper-parameters of one of the random checkpoints as nested plain values."""
+    def plain(value):
+        if isinstance(value, dict):
+            value = value.get('__namespace__', value.get('__path__', value))
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    templates = json.loads((FOLDER / 'checkpoint_templates.json').read_text())
+    return plain(templates[kind]['hyper_parameters'])

@@ -38,6 +38,8 @@ TRUTH = pose_at(0.15, -0.1, 0.2, 0.2, 0.1)
 class Oracle(nn.Module):
     """A matcher that projects the points with the true pose; some matches are wrong."""
 
+    map_points, per_view = False, False
+
     def __init__(self, pose, camera, noise=0.3, outliers=0.2, blind=False):
         super().__init__()
         self.pose, self.noise, self.outliers = torch.from_numpy(pose), noise, outliers

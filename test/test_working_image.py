@@ -2,6 +2,7 @@
 
 import cv2
 from nerfmatch_ros.data.working_image import as_tensor, working_focal, working_view
+from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.geometry.camera import Camera
 import numpy as np
 import pytest
@@ -94,3 +95,25 @@ def test_working_focal_is_of_the_median_camera():
 def test_tensors_have_channels_first_and_end_at_one():
     picture = np.array([[[0, 51, 255]]], np.uint8)
     assert as_tensor(picture).tolist() == [[[0.0]], [[pytest.approx(0.2)]], [[1.0]]]
+
+
+def test_a_view_of_a_given_size_squeezes_and_keeps_rays(tmp_path):
+    camera = Camera('OPENCV', 640, 360, 400.0, 410.0, 310.0, 170.0, (-0.1, 0.02, 0.0, 0.0))
+    view = working_view(camera, 1.0, 1, size=(96, 64))
+    assert (view.camera.width, view.camera.height, view.camera.model) == (96, 64, 'PINHOLE')
+    assert view.camera.fx / camera.fx == pytest.approx(96 / 640)
+    assert view.camera.fy / camera.fy == pytest.approx(64 / 360)
+    pixels = torch.tensor([[48.0, 30.0], [10.0, 50.0]], dtype=torch.float64)
+    torch.testing.assert_close(
+        camera.rays(view.pixels_in_source(pixels)), view.camera.rays(pixels))
+    ramp = np.broadcast_to(np.linspace(0, 255, 640).round().astype(np.uint8)[:, None],
+                           (360, 640, 3))
+    picture = view.picture(ramp)
+    assert picture.shape == (64, 96, 3)
+    u = view.pixels_in_source(torch.tensor([[48.0, 32.0]], dtype=torch.float64))[0, 0].item()
+    assert abs(picture[32, 48, 0] - 255 * u / 639) < 2
+
+
+def test_sizes_without_whole_cells_are_refused():
+    with pytest.raises(ConfigError, match=r'working_size is \[480, 270\]'):
+        working_view(Camera('PINHOLE', 64, 48, 50.0, 50.0, 31.5, 23.5), 1.0, 1, size=(480, 270))

@@ -7,8 +7,10 @@ lens is brought to it; pixels found there are carried back to the photograph for
 from dataclasses import dataclass
 
 import cv2
+from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.geometry.camera import Camera
 import numpy as np
+from PIL import Image
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ class WorkingView:
     source: Camera
     scaled: Camera  # the photograph's camera after resizing
     camera: Camera  # PINHOLE, sides multiples of 16, same axes and centre as the photograph's
+    squeezed: bool = False  # to a size of its own; as the published code resizes photographs
 
     def pixels_in_source(self, pixels: Tensor) -> Tensor:
         """Carry pixels (N, 2) of the working picture to the photograph."""
@@ -29,7 +32,7 @@ class WorkingView:
 
     def picture(self, rgb: np.ndarray) -> np.ndarray:
         """Resample a photograph (H, W, 3) uint8 to the working picture (h, w, 3) uint8."""
-        rgb = _resized(rgb, self.scaled)
+        rgb = _squeezed(rgb, self.scaled) if self.squeezed else _resized(rgb, self.scaled)
         if self.camera.model == self.scaled.model:
             return np.ascontiguousarray(rgb[:self.camera.height, :self.camera.width])
         return cv2.remap(rgb, *self._remap, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -49,12 +52,27 @@ def _resized(rgb: np.ndarray, camera: Camera) -> np.ndarray:
     return cv2.resize(rgb, (camera.width, camera.height), interpolation=interpolation)
 
 
-def working_view(camera: Camera, focal: float, longest_side: int) -> WorkingView:
+def _squeezed(rgb: np.ndarray, camera: Camera) -> np.ndarray:
+    picture = Image.fromarray(rgb).resize(
+        (camera.width, camera.height), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def working_view(
+    camera: Camera, focal: float, longest_side: int, size: tuple[int, int] | None = None,
+) -> WorkingView:
     """Choose the working picture of a camera.
 
     focal: pixels, the map's working focal length; longest_side: pixels, never exceeded, so a
-    much longer lens than the map's is shown smaller rather than cropped.
+    much longer lens than the map's is shown smaller rather than cropped; size: (width, height)
+    to which every picture is squeezed instead, whatever its shape and lens, as in the paper.
     """
+    if size is not None:
+        check_working_size(size)
+        scaled = camera.scaled_to(*size)
+        pinhole = Camera('PINHOLE', *size, scaled.fx, scaled.fy, scaled.cx, scaled.cy)
+        return WorkingView(camera, pinhole if camera.is_pinhole else scaled, pinhole,
+                           squeezed=True)
     scale = min(focal / camera.fx, longest_side / max(camera.width, camera.height))
     width = max(SIDE_MULTIPLE, round(camera.width * scale))
     height = max(SIDE_MULTIPLE, round(camera.height * scale))
@@ -64,6 +82,13 @@ def working_view(camera: Camera, focal: float, longest_side: int) -> WorkingView
     if camera.is_pinhole:
         scaled = Camera('PINHOLE', width, height, scaled.fx, scaled.fy, scaled.cx, scaled.cy)
     return WorkingView(camera, scaled, pinhole)
+
+
+def check_working_size(size: tuple[int, int]) -> None:
+    """Refuse a size (width, height) that the encoders cannot divide into cells."""
+    if len(size) != 2 or any(side < 8 or side % 8 for side in size):
+        raise ConfigError(f'working_size is {list(size)}; give width and height in pixels, both '
+                          'multiples of 8, such as [480, 480]')
 
 
 def working_focal(cameras: list[Camera], longest_side: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nerfmatch_ros.config import from_dict
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.data.working_image import as_tensor, working_view, WorkingView
+from nerfmatch_ros.data.working_image import as_tensor, WorkingView
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import perturb, pose_distance
@@ -73,6 +73,7 @@ class LocalizerConfig:
 class _Query:
     """An image as the steps of a localization need it."""
 
+    image: PosedImage
     view: WorkingView
     picture: Tensor  # (3, h, w) in [0, 1], of view.camera
     tokens: ImageTokens
@@ -189,10 +190,9 @@ class Localizer:
         return picture.reshape(camera.height, camera.width, 3)
 
     def _prepare(self, image: PosedImage) -> _Query:
-        view = working_view(image.camera, self.scene_map.working_focal,
-                            2 * self.scene_map.longest_side)
+        view = self.scene_map.working_view(image.camera)
         picture = as_tensor(view.picture(image.rgb())).to(self.device)
-        return _Query(view, picture, self.scene_map.matcher.encode_image(picture))
+        return _Query(image, view, picture, self.scene_map.matcher.encode_image(picture))
 
     def _steps(self, query: _Query) -> dict[str, Callable[[np.ndarray], PoseEstimate | Alignment]]:
         """Give the steps that a schedule may name, for one image."""
@@ -264,9 +264,12 @@ class Localizer:
             if self._surface is None:
                 self._surface = self._encode(surface.points, surface.features)
             return self._solve(query, [(surface.points, self._surface)], self.config.first_error)
-        points, features = self._retrieve(query.tokens)
-        return self._solve(query, [(points, self._encode(points, features))],
-                           self.config.first_error)
+        views = [self._view(k) for k in self._retrieve(query)]
+        if not self.scene_map.matcher.per_view:
+            views = [_pooled(views)]
+        return self._solve(
+            query, [(points, self._encode(points, features)) for points, features in views],
+            self.config.first_error, min_inliers=self.config.min_inliers)
 
     def _nearest_views(self, tokens: ImageTokens, count: int) -> list[int]:
         """Give the numbers of the reference views most like the image, best first."""
@@ -275,14 +278,17 @@ class Localizer:
         descriptor = describe(cells, self.scene_map.words, matcher.scale.item())
         return nearest(descriptor.cpu(), references.descriptors, count)[0].tolist()
 
-    def _retrieve(self, tokens: ImageTokens) -> tuple[Tensor, Tensor | None]:
-        """Points and features of the reference views most like the image, pooled."""
-        views = [self.scene_map.references.view(k)
-                 for k in self._nearest_views(tokens, self.config.top_k)]
-        points = torch.cat([points for points, _ in views]).to(self.device)
-        if views[0][1] is None:
-            return points, None
-        return points, torch.cat([features for _, features in views]).to(self.device)
+    def _retrieve(self, query: _Query) -> list[int]:
+        """Numbers of the reference views to match with: those known beforehand, else retrieved."""
+        known = self.scene_map.neighbours.get(query.image.name)
+        if known:
+            return known[:self.config.top_k]
+        return self._nearest_views(query.tokens, self.config.top_k)
+
+    def _view(self, k: int) -> tuple[Tensor, Tensor | None]:
+        """Points and features of a reference view."""
+        points, features = self.scene_map.references.view(k)
+        return points.to(self.device), None if features is None else features.to(self.device)
 
     def _look_from(self, map_from_camera: np.ndarray, query: _Query) -> PoseEstimate:
         """Render what the camera would see at a pose, match the image with it, solve."""
@@ -301,20 +307,25 @@ class Localizer:
         return points, self._encode(points, features)
 
     def _encode(self, points: Tensor, features: Tensor | None) -> PointTokens:
-        return self.scene_map.matcher.encode_points(
-            self.scene_map.frame.to_scene(points.float()), features)
+        return self.scene_map.encode_points(points, features)
 
     def _solve(
-        self, query: _Query, seen: list[tuple[Tensor, PointTokens]], largest_error: float,
+        self, query: _Query, seen: list[tuple[Tensor, PointTokens]], largest_error: float, *,
+        min_inliers: int | None = None,
     ) -> PoseEstimate:
-        """Match the image with each set of points; solve all matches together."""
+        """Match the image with each set of points; solve all matches together.
+
+        min_inliers: of all matches; None: as many as `min_inliers` of each set.
+        """
         view, tokens = query.view, query.tokens
         pixels, matched = [], []
         for points, encoded in seen:
             matches = self.scene_map.matcher.match(tokens, encoded)
             pixels.append(view.pixels_in_source(matches.pixels.cpu()).numpy())
             matched.append(points[matches.points].double().cpu().numpy())
-        source_scale = view.source.fx / view.camera.fx
+        # A squeezed picture has two scales; errors are circles of their geometric mean.
+        source_scale = math.sqrt(
+            view.source.fx / view.camera.fx * view.source.fy / view.camera.fy)
         # The same pixel matched from several views is neither one measurement nor that many. With
         # the root of their number, reported and true errors keep about the ratio of a single view.
         scale = self._scale * math.sqrt(len(seen))
@@ -323,9 +334,17 @@ class Localizer:
             pixels, matched, view.source,
             options=AbsolutePoseOptions(
                 max_reprojection_error=largest_error * source_scale,
-                min_inliers=self.config.min_inliers * len(seen),
+                min_inliers=min_inliers or self.config.min_inliers * len(seen),
                 min_inlier_ratio=self.config.min_inlier_ratio,
                 covariance_scale=scale))
         return replace(estimate, pixels=pixels, points=matched, evidence=evidence_of(
             estimate, pixels_per_working_pixel=source_scale, covariance_scale=scale,
             views=len(seen)))
+
+
+def _pooled(
+    views: list[tuple[Tensor, Tensor | None]],
+) -> tuple[Tensor, Tensor | None]:
+    """Join the points and features of several views."""
+    points, features = zip(*views)
+    return torch.cat(points), None if features[0] is None else torch.cat(features)
