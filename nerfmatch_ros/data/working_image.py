@@ -55,7 +55,7 @@ def _resized(rgb: np.ndarray, camera: Camera) -> np.ndarray:
 def _squeezed(rgb: np.ndarray, camera: Camera) -> np.ndarray:
     picture = Image.fromarray(rgb).resize(
         (camera.width, camera.height), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    return np.array(picture)  # its own memory, which torch wants to be writable
 
 
 def working_view(
