@@ -6,9 +6,9 @@ Each verb is one function that hands its files on to `importers/`, which is impo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from tyro.conf import arg, subcommand, Suppress
+from tyro.conf import arg, subcommand
 
 
 def import_nerfstudio(
@@ -17,17 +17,47 @@ def import_nerfstudio(
     output: Annotated[Path, arg(help='folder of the field, for `nerfmatch build --field`')],
     checkpoint: Annotated[Path | None, arg(
         help='step-*.ckpt; else the last one in nerfstudio_models beside config.yml')] = None,
+    data: Annotated[Path | None, arg(
+        help='folder of the transforms.json it learned from; else where config.yml says')] = None,
 ) -> None:
-    """Take over a nerfacto or mip-nerf model that nerfstudio trained."""
+    """Take over a nerfacto model that nerfstudio trained."""
     from nerfmatch_ros.importers.nerfstudio import import_field
-    imported = import_field(config, output, checkpoint)
-    print(f'{output}: {imported}')
+    values = import_field(config, output, checkpoint, data)
+    print(f'{output}: ' + ', '.join(f'{name} {value:.6g}' if isinstance(value, float)
+                                    else f'{name} {value}' for name, value in values.items()))
+
+
+def import_official(
+    *,
+    nerf: Annotated[Path, arg(metavar='CKPT', help='checkpoint of the NeRF')],
+    matcher: Annotated[Path, arg(metavar='CKPT', help='checkpoint of NeRFMatch or its Mini')],
+    annotations: Annotated[Path, arg(
+        help='transforms_SCENE_train.json, whole: it fixes the frame of the NeRF')],
+    images: Annotated[Path, arg(help='folder that its file paths are relative to')],
+    output: Annotated[Path, arg(help='folder of the map; an import that was cut short goes on')],
+    pairs: Annotated[Path | None, arg(
+        help='pairs-query-*.txt: only the views it names are kept, and the images it lists start '
+             'from theirs')] = None,
+    cached_views: Annotated[Path | None, arg(
+        help='folder of cached views (.npy) to take instead of rendering them')] = None,
+    sampling: Annotated[Literal['random', 'even'], arg(
+        help='of rays: random as published, with a fixed seed, or even for less noise')
+    ] = 'random',
+    reference_views: Annotated[int, arg(help='that many, evenly chosen; 0: all')] = 0,
+    device: Annotated[str, arg(help='auto, cpu, cuda or cuda:N')] = 'auto',
+) -> None:
+    """Make a map from checkpoints of the published NeRFMatch."""
+    from nerfmatch_ros.config import choose_device
+    from nerfmatch_ros.importers import official
+    official.import_official(
+        official.OfficialFiles(nerf, matcher, annotations, images, pairs, cached_views), output,
+        official.OfficialImportConfig(sampling, reference_views), device=choose_device(device))
 
 
 def import_verb(
     done: Annotated[
         Annotated[Any, subcommand('nerfstudio', constructor=import_nerfstudio)]
-        | Annotated[None, Suppress],  # a union of one would be no choice of a subcommand
+        | Annotated[Any, subcommand('official', constructor=import_official)],
         arg(name='')],
 ) -> int | None:
     """Take over what another program trained."""

@@ -13,7 +13,7 @@ LEVELS = {
     'config': 1, 'geometry': 1,
     'data': 2, 'matching': 2, 'radiance_field': 2, 'retrieval': 2, 'scene_geometry': 2,
     'scene_map': 3,
-    'localization': 4,
+    'field_file': 4, 'localization': 4,
     'evaluation': 5, 'mapping': 5,
     'importers': 6, 'ros': 6,
     'demo': 7,
