@@ -69,9 +69,9 @@ def assert_answered(estimate):
 STOPS = {
     'field': (train_field, 'save_checkpoint', 2),
     'after field': (build_module, 'compare_with_photographs', 0),
-    'references': (build_module, 'render_references', 0),
+    'references': (build_module, 'open_references', 0),
     'matcher': (train_matcher, 'save_checkpoint', 1),
-    'assembly': (build_module, 'surface_points', 0),
+    'assembly': (build_module, 'assemble_map', 0),
     'saving': (SceneMap, 'save', 0),
 }
 
@@ -177,9 +177,9 @@ def test_photographs_that_make_no_map_are_refused(tmp_path, images):
     {'backbone': 'no_such_net'}])
 def test_a_matcher_that_cannot_be_made_is_refused_before_the_field_is_trained(
         tmp_path, images, options):
-    config = replace(TINY, matcher=replace(TINY.matcher, **options))
     with pytest.raises(ConfigError, match=next(iter(options.values()))):
-        build_map(images, tmp_path / 'map', config)
+        build_map(images, tmp_path / 'map',
+                  replace(TINY, matcher=replace(TINY.matcher, **options)))
     assert list(tmp_path.iterdir()) == []
 
 

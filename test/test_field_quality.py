@@ -2,6 +2,7 @@
 
 from analytic_field import SphereField
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs, match_exposure, psnr
+from nerfmatch_ros.mapping.training_pixels import PixelSize
 import numpy as np
 import pytest
 from sphere_scene import CAMERA, FRAME, sphere_images
@@ -24,9 +25,9 @@ def test_gain_and_offset_are_fitted_away(generator):
 
 def test_a_field_agrees_with_its_own_pictures():
     images = sphere_images()[:2]
-    quality = compare_with_photographs(SphereField(), FRAME, images, 40)
+    quality = compare_with_photographs(SphereField(), FRAME, images, PixelSize(40))
     assert len(quality.psnr) == 2 and min(quality.psnr) > 35
     assert quality.picture.shape == (2 * CAMERA.height // 2, 3 * 40, 3)
     assert quality.picture.dtype == np.uint8
-    wrong = compare_with_photographs(SphereField(radius=0.4), FRAME, images, 40)
+    wrong = compare_with_photographs(SphereField(radius=0.4), FRAME, images, PixelSize(40))
     assert max(wrong.psnr) < min(quality.psnr)

@@ -8,8 +8,9 @@ from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.mapping.depth_map import DepthMap
-from nerfmatch_ros.mapping.ray_dataset import RayDataset, working_camera, working_rgb
+from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.sparse_points import SparsePoints
+from nerfmatch_ros.mapping.training_pixels import PixelSize, working_camera, working_rgb
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def numbered_images():
 
 def test_rays_are_those_of_their_pixels(generator):
     images = numbered_images()
-    dataset = RayDataset(images, FRAME, NO_POINTS, longest_side=100)
+    dataset = RayDataset(images, FRAME, NO_POINTS, how=PixelSize(100))
     batch = dataset.draw(500, 50, generator)
     assert len(batch.rays) == 500 and (batch.distance == 0).all()
     u, v, k = (batch.colour * 255).round().long().unbind(-1)
@@ -57,7 +58,7 @@ def test_rays_are_those_of_their_pixels(generator):
 
 
 def test_every_pixel_is_drawn_as_often(generator):
-    dataset = RayDataset(numbered_images(), FRAME, NO_POINTS, longest_side=100)
+    dataset = RayDataset(numbered_images(), FRAME, NO_POINTS, how=PixelSize(100))
     count = torch.bincount(dataset.draw(60000, 0, generator).rays.image_index)
     pixels = torch.tensor([1200, 768, 1200])
     torch.testing.assert_close(count / 60000, pixels / pixels.sum(), atol=0.01, rtol=0)
@@ -66,7 +67,7 @@ def test_every_pixel_is_drawn_as_often(generator):
 def test_depth_images_give_the_distance_to_what_is_seen(room, generator):
     images = synthetic_images('train', 3, default_camera(80, 60), room=room, depth=True)
     images[1] = replace(images[1], depth=None)
-    batch = RayDataset(images, FRAME, NO_POINTS, longest_side=80).draw(400, 0, generator)
+    batch = RayDataset(images, FRAME, NO_POINTS, how=PixelSize(80)).draw(400, 0, generator)
     known = batch.distance > 0
     assert torch.equal(known, batch.rays.image_index != 1)
     ends = FRAME.to_map(batch.rays.origins + batch.distance[:, None] * batch.rays.directions)
@@ -90,7 +91,7 @@ def test_sparse_points_are_drawn_on_their_pixels_with_their_distance(generator):
         points.append(pose[:3, 3] + (2.0 + k) * pose[:3, :3] @ ray)
     sparse = SparsePoints(np.array(points), np.zeros(3), np.full(3, 0.3), image_index, pixel,
                           np.arange(3))
-    dataset = RayDataset(images, FRAME, sparse, longest_side=100)
+    dataset = RayDataset(images, FRAME, sparse, how=PixelSize(100))
     batch = dataset.draw(10, 60, generator)
     assert len(batch.colour) == 70 and (batch.distance[:10] == 0).all()
     k = batch.rays.image_index[10:]
@@ -111,7 +112,7 @@ def test_masked_pixels_are_never_drawn(tmp_path, generator):
     mask[:, :20] = 255
     cv2.imwrite(str(tmp_path / 'mask.png'), mask)
     images[0] = replace(images[0], mask_path=tmp_path / 'mask.png')
-    batch = RayDataset(images, FRAME, NO_POINTS, longest_side=100).draw(3000, 0, generator)
+    batch = RayDataset(images, FRAME, NO_POINTS, how=PixelSize(100)).draw(3000, 0, generator)
     u, _, k = (batch.colour * 255).round().long().unbind(-1)
     assert u[k == 0].max() == 19 and u[k == 2].max() > 30
 
@@ -132,7 +133,7 @@ def test_reduced_depth_and_sparse_pixels_stay_in_the_picture(longest, generator)
     corner = np.array([[-0.5, -0.5], [39.49, 29.49]])
     sparse = SparsePoints(np.ones((2, 3)), np.zeros(2), np.full(2, 0.1), np.zeros(2, int), corner,
                           np.arange(2))
-    batch = RayDataset(images, FRAME, sparse, longest_side=longest).draw(20, 20, generator)
+    batch = RayDataset(images, FRAME, sparse, how=PixelSize(longest)).draw(20, 20, generator)
     assert batch.distance.isfinite().all() and (batch.rays.image_index[20:] == 0).all()
 
 
@@ -141,12 +142,12 @@ def test_depth_maps_fill_in_where_an_image_has_no_depth(room, generator):
     maps = [DepthMap(image.depth, image.camera) for image in images]
     shadowed = DepthMap(images[0].depth * 9, images[0].camera)  # of an image with depth
     bare = [images[0], *(replace(image, depth=None) for image in images[1:])]
-    dataset = RayDataset(bare, FRAME, NO_POINTS, longest_side=80, depth_tolerance=0.04,
+    dataset = RayDataset(bare, FRAME, NO_POINTS, how=PixelSize(80), depth_tolerance=0.04,
                          depths=[shadowed, maps[1], None, maps[3]])
     batch = dataset.draw(2000, 0, generator)
     k = batch.rays.image_index
     assert torch.equal(batch.distance > 0, k != 2)
-    full = RayDataset(images, FRAME, NO_POINTS, longest_side=80)
+    full = RayDataset(images, FRAME, NO_POINTS, how=PixelSize(80))
     generator.manual_seed(generator.initial_seed())
     expected = full.draw(2000, 0, generator)
     assert torch.equal(expected.rays.image_index, k)
@@ -163,7 +164,7 @@ def test_sparse_points_count_before_depth_maps(generator):
     sparse = SparsePoints(np.array([[0, 0.5, 3.0]]), np.zeros(1), np.ones(1), np.zeros(1, int),
                           np.array([[19.0, 15.0]]), np.zeros(1, int))
     flat = DepthMap(np.full((30, 40), 2.0, np.float32), camera)
-    batch = RayDataset(images, FRAME, sparse, longest_side=100, depths=[flat]).draw(
+    batch = RayDataset(images, FRAME, sparse, how=PixelSize(100), depths=[flat]).draw(
         5, 3, generator)
     z = batch.distance / FRAME.scene_from_map.scale
     assert (z[:5] >= 2 - 1e-5).all() and (z[:5] < 2.6).all()

@@ -5,6 +5,7 @@ from dataclasses import replace
 from nerfmatch_ros.mapping import train_field as module
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.sparse_points import SparsePoints
+from nerfmatch_ros.mapping.training_pixels import PixelSize
 from nerfmatch_ros.mapping.train_field import FieldTrainingConfig, train_field, training_loss
 from nerfmatch_ros.radiance_field.grid_field import GridField
 from nerfmatch_ros.radiance_field.renderer import RenderedRays
@@ -23,7 +24,7 @@ NO_POINTS = SparsePoints(np.zeros((0, 3)), np.zeros(0), np.zeros(0), np.zeros(0,
 def dataset():
     images = [replace(image, depth=np.full((64, 80), 1.5, np.float32))
               for image in sphere_images()[:2]]
-    return RayDataset(images, FRAME, NO_POINTS, longest_side=80)
+    return RayDataset(images, FRAME, NO_POINTS, how=PixelSize(80))
 
 
 def fresh(kind='grid'):
@@ -108,6 +109,6 @@ def test_exposures_of_the_photographs_are_learnt(dataset, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('kind', ['grid', 'mip'])
 def test_training_runs_on_cuda(kind, tmp_path):
-    dataset = RayDataset(sphere_images()[:2], FRAME, NO_POINTS, longest_side=80, device='cuda')
+    dataset = RayDataset(sphere_images()[:2], FRAME, NO_POINTS, how=PixelSize(80), device='cuda')
     field = train_field(fresh(kind).cuda(), dataset, CONFIG, checkpoint=tmp_path / 'none')
     assert all(value.isfinite().all() for value in field.state_dict().values())

@@ -7,8 +7,7 @@ Finished stages lie in `<output>.build` until the map is whole.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from dataclasses import field as dataclass_field
+from dataclasses import replace
 import hashlib
 import json
 import logging
@@ -20,12 +19,12 @@ import time
 import cv2
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.data.working_image import as_tensor, working_focal
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.files import write_text, written_atomically
-from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
-from nerfmatch_ros.mapping.augmentation import AugmentationConfig
-from nerfmatch_ros.mapping.calibrate import calibrate, CalibrationConfig
+from nerfmatch_ros.localization.localizer import Localizer
+from nerfmatch_ros.mapping.assemble_map import assemble_map
+from nerfmatch_ros.mapping.build_config import BuildConfig, SceneFrameConfig
+from nerfmatch_ros.mapping.calibrate import calibrate
 from nerfmatch_ros.mapping.depth_map import (
     DepthMap,
     known_share,
@@ -34,65 +33,28 @@ from nerfmatch_ros.mapping.depth_map import (
 )
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
 from nerfmatch_ros.mapping.match_dataset import MatchDataset
-from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth, MultiViewDepthConfig
+from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
-from nerfmatch_ros.mapping.reference_views import ReferenceView, render_references
+from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
-from nerfmatch_ros.mapping.surface_points import surface_points
-from nerfmatch_ros.mapping.train_field import FieldTrainingConfig, train_field
-from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig, train_matcher
+from nerfmatch_ros.mapping.train_field import train_field
+from nerfmatch_ros.mapping.train_matcher import train_matcher
+from nerfmatch_ros.mapping.training_pixels import PixelSize
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
-from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.field import RadianceField
-from nerfmatch_ros.radiance_field.renderer import render_view
-from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, SceneFrame
-from nerfmatch_ros.retrieval import describe, fit_words
-from nerfmatch_ros.scene_map import FieldConfig, References, SceneMap
+from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, frustum_frame, SceneFrame
+from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 import torch
-import torch.nn.functional as F
 
 LOG = logging.getLogger(__name__)
 FEWEST_IMAGES = 4
 FARTHEST = 1e4  # times the spread of the cameras, that their origin may lie away
 FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its renders and depths
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """Everything a build can be told; `config/build_map.yaml` explains each option."""
-
-    minutes: float | None = 75.0  # of training in all, at most; None: only the steps count
-    field_share: float = 0.27  # of these minutes
-    held_out: int = 12  # photographs kept from training, at most, to measure field and poses
-    longest_side: int = 384  # pixels of the picture the matcher sees
-    surface_points: int = 16384  # of the whole map, for matching without retrieval
-    reference_views: int = 0  # kept in the map, evenly chosen; 0: all
-    words: int = 256  # of the retrieval descriptor
-    reference_images: str = 'real'  # described for retrieval: 'real' or 'rendered' by the field
-    frame_id: str = 'map'
-    seed: int = 0
-    depth: MultiViewDepthConfig = MultiViewDepthConfig()
-    field: FieldConfig = FieldConfig()
-    field_training: FieldTrainingConfig = FieldTrainingConfig()
-    matcher: MatcherConfig = MatcherConfig()
-    matcher_training: MatcherTrainingConfig = MatcherTrainingConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
-    localization: LocalizerConfig = dataclass_field(default_factory=LocalizerConfig)
-
-    def __post_init__(self):
-        """Refuse values that no build can work with."""
-        if self.reference_images not in ('real', 'rendered'):
-            raise ConfigError(f"reference_images is '{self.reference_images}'; "
-                              'use real or rendered')
-        if not 0 < self.field_share < 1:
-            raise ConfigError(f'field_share is {self.field_share:g}; '
-                              'it must lie between 0 and 1, both trainings need time')
 
 
 def build_map(
@@ -115,15 +77,17 @@ def build_map(
     with _progress() as progress:
         stages = _Stages(progress, config, device, minutes, work)
         sparse = stages.sparse_points(images)
-        frame = _fit_frame(images, sparse)
+        frame = _scene_frame(images, sparse, config.scene_frame)
         depths = stages.depths(images, sparse, frame)
         field, quality = stages.field(images, sparse, depths, frame)
         references = stages.references(images, field, frame)
         matcher = stages.matcher(images, references, field, frame)
-        scene_map = stages.assemble(images, references, field, matcher, frame, {
-            'images': len(images), 'extent_m': _extent(images),
-            'sparse_points': len(sparse.points), **quality,
-            'last_run_minutes': round((time.monotonic() - started) / 60, 2)})
+        scene_map = assemble_map(
+            images, references, field, matcher, frame, config, device=device, notes={
+                'images': len(images), 'extent_m': _extent(images),
+                'sparse_points': len(sparse.points), **quality,
+                'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
+            report=stages.bar('surface, words'))
         scene_map = stages.calibrated(scene_map, images)
     scene_map.save(output)
     shutil.copy(work / FIELD_PICTURE, output)
@@ -196,8 +160,12 @@ def _progress() -> Progress:
         TextColumn('{task.fields[numbers]}'), console=Console(stderr=True))
 
 
-def _fit_frame(images: list[PosedImage], sparse: SparsePoints) -> SceneFrame:
+def _scene_frame(
+    images: list[PosedImage], sparse: SparsePoints, config: SceneFrameConfig,
+) -> SceneFrame:
     poses = np.stack([image.map_from_camera for image in images])
+    if config.kind == 'frustums':
+        return frustum_frame([image.camera for image in images], poses, config.frustum_depth)
     distances = np.linalg.norm(
         sparse.points[sparse.point_index] - poses[sparse.image_index, :3, 3], axis=1)
     return fit_scene_frame(poses, sparse.points, distances)
@@ -211,7 +179,7 @@ class _Stages:
         self.progress, self.config, self.device = progress, config, device
         self.minutes, self.work = minutes, work
 
-    def _bar(self, name: str) -> Callable[[float, dict], None]:
+    def bar(self, name: str) -> Callable[[float, dict], None]:
         task = self.progress.add_task(name, total=1.0, numbers='')
         logged = -math.inf
 
@@ -232,7 +200,7 @@ class _Stages:
     def sparse_points(self, images: list[PosedImage]) -> SparsePoints:
         """Triangulate what the photographs have in common."""
         path = self.work / 'sparse_points.npz'
-        report = self._bar('sparse points')
+        report = self.bar('sparse points')
         if not path.exists():
             sparse = triangulate(images)
             temporary = path.with_suffix('.tmp.npz')
@@ -248,7 +216,7 @@ class _Stages:
     ) -> list[DepthMap | None]:
         """Measure the depth of the photographs that the field is trained on."""
         path = self.work / 'depth.npz'
-        report = self._bar('depth')
+        report = self.bar('depth')
         kept = self._kept(images)
         if not path.exists():
             scale = frame.scene_from_map.scale
@@ -276,24 +244,25 @@ class _Stages:
         kept = self._kept(images)
         field = config.field.make(len(kept)).to(self.device)
         path = self.work / 'field.safetensors'
-        report = self._bar('field')
+        report = self.bar('field')
         if not path.exists():
             dataset = RayDataset(
-                [images[k] for k in kept], frame, _of_images(sparse, kept),
-                longest_side=config.field_training.longest_side, depths=depths,
-                depth_tolerance=config.depth.tolerance, device=self.device)
+                [images[k] for k in kept], frame, _of_images(sparse, kept), how=self._how(field),
+                depths=depths, depth_tolerance=config.depth.tolerance, device=self.device,
+                file=self.work / 'pixels')
             train_field(field, dataset, config.field_training,
                         checkpoint=self.work / 'field.checkpoint',
                         minutes=self._minutes(config.field_share), report=report)
             _save(field, path)
-            (self.work / 'field.checkpoint').unlink(missing_ok=True)
+            for used in ('field.checkpoint', 'pixels'):
+                (self.work / used).unlink(missing_ok=True)
         field.load_state_dict(load_file(path))
         field.eval().requires_grad_(False)
         quality = self.work / 'field.json'
         if not quality.exists():
             # A set too small to spare a photograph is shown by one that the field has seen.
-            shown = compare_with_photographs(field, frame, [images[k] for k in held or [0]],
-                                             config.field_training.longest_side)
+            shown = compare_with_photographs(
+                field, frame, [images[k] for k in held or [0]], self._how(field))
             with written_atomically(self.work / FIELD_PICTURE) as temporary:
                 cv2.imwrite(str(temporary), shown.picture[..., ::-1])
             write_text(quality, json.dumps({
@@ -304,23 +273,29 @@ class _Stages:
         report(1.0, {'held-out PSNR': numbers['held_out_psnr_db'] or float('nan')})
         return field, numbers
 
+    def _how(self, field: RadianceField) -> PixelSize:
+        training = self.config.field_training
+        return PixelSize(training.longest_side, training.size, field.white_background)
+
     def references(
         self, images: list[PosedImage], field: RadianceField, frame: SceneFrame,
-    ) -> list[ReferenceView]:
-        """Render what each map camera sees; quick enough to be repeated by a resumed build."""
-        report = self._bar('reference views')
-        return render_references(
-            field, frame, images, feature_layer=self.config.matcher.feature_layer,
-            longest_side=self.config.longest_side, report=report)
+    ) -> list[StoredView]:
+        """Render what each map camera sees."""
+        options = {'longest_side': self.config.longest_side, 'size': self.config.working_size}
+        path, report = self.work / 'references', self.bar('reference views')
+        render_into_store(path, field, frame, images, report=report,
+                          feature_layer=self.config.matcher.feature_layer, **options)
+        report(1.0)
+        return open_references(path, images, **options)
 
     def matcher(
-        self, images: list[PosedImage], references: list[ReferenceView], field: RadianceField,
+        self, images: list[PosedImage], references: list[StoredView], field: RadianceField,
         frame: SceneFrame,
     ) -> Matcher:
         """Train the matcher between the photographs and the field's points."""
         matcher = make_matcher(self.config.matcher, field.feature_channels)
         path = self.work / 'matcher.safetensors'
-        report = self._bar('matcher')
+        report = self.bar('matcher')
         if not path.exists():
             kept = self._kept(images)
             dataset = MatchDataset(
@@ -337,51 +312,9 @@ class _Stages:
         report(1.0)
         return matcher.to(self.device).eval().requires_grad_(False)
 
-    @torch.inference_mode()
-    def assemble(
-        self, images: list[PosedImage], references: list[ReferenceView], field: RadianceField,
-        matcher: Matcher, frame: SceneFrame, notes: dict,
-    ) -> SceneMap:
-        """Choose the surface points, describe the reference images, put the map together."""
-        config = self.config
-        report = self._bar('surface, words')
-        surface = surface_points(references, config.surface_points)
-        features = None if surface.features is None else surface.features.to(self.device)
-        tokens = matcher.encode_points(frame.to_scene(surface.points.to(self.device)), features)
-        words = fit_words(F.normalize(tokens.coarse, dim=-1).cpu(), config.words)
-        kept = range(len(references)) if not config.reference_views else np.unique(
-            np.linspace(0, len(references) - 1, config.reference_views).round().astype(int))
-        descriptors = []
-        for k in kept:
-            picture = as_tensor(references[k].view.picture(images[k].rgb()))
-            if config.reference_images == 'rendered':
-                camera = references[k].view.camera
-                rendered = render_view(field, frame, camera, references[k].map_from_camera,
-                                       stride=1, colour=True)
-                picture = rendered.colour.T.reshape(3, camera.height, camera.width)
-            cells = matcher.encode_image(picture.to(self.device)).coarse
-            descriptors.append(describe(F.normalize(cells, dim=-1).cpu(), words,
-                                        matcher.scale.item()))
-            report(len(descriptors) / len(kept))
-        chosen = [references[k] for k in kept]
-        counts = torch.tensor([0] + [len(reference.points) for reference in chosen])
-        has_features = chosen[0].features is not None
-        stored = References(
-            [reference.name for reference in chosen],
-            [reference.view.source for reference in chosen],
-            np.stack([reference.map_from_camera.numpy() for reference in chosen]),
-            torch.stack(descriptors), torch.cumsum(counts, 0),
-            torch.cat([reference.points.cpu() for reference in chosen]),
-            torch.cat([reference.features.cpu() for reference in chosen])
-            if has_features else None)
-        return SceneMap(
-            frame, config.field, field, config.matcher, matcher, stored, surface, words,
-            working_focal([image.camera for image in images], config.longest_side),
-            config.longest_side, config.frame_id, to_dict(config.localization), notes=notes)
-
     def calibrated(self, scene_map: SceneMap, images: list[PosedImage]) -> SceneMap:
         """Measure covariances and teach the judge on the photographs that were held out."""
-        report = self._bar('calibration')
+        report = self.bar('calibration')
         held = [images[k] for k in _held_out(len(images), self.config.held_out)]
         if not held:
             LOG.warning('%d photographs are too few to keep some from the map: its covariances '

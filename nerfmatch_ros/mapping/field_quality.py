@@ -5,7 +5,7 @@ import math
 
 import cv2
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.mapping.ray_dataset import working_camera, working_rgb
+from nerfmatch_ros.mapping.training_pixels import pixel_camera, PixelSize, reduced_rgb
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
@@ -38,15 +38,15 @@ def match_exposure(rendered: Tensor, photograph: Tensor) -> Tensor:
 
 
 def compare_with_photographs(
-    field: RadianceField, frame: SceneFrame, images: list[PosedImage], longest_side: int,
+    field: RadianceField, frame: SceneFrame, images: list[PosedImage], how: PixelSize,
 ) -> FieldQuality:
     """Render the field at the poses of photographs (at least one), beside them."""
     values, rows = [], []
     for image in images:
-        camera = working_camera(image.camera, longest_side)
+        camera = pixel_camera(image.camera, how)
         view = render_view(field, frame, camera, torch.from_numpy(image.map_from_camera),
                            stride=1, colour=True)
-        photograph = working_rgb(image, camera)
+        photograph = reduced_rgb(image, how)
         truth = torch.from_numpy(photograph.reshape(-1, 3)).float() / 255
         rendered = match_exposure(view.colour.cpu(), truth)
         values.append(psnr(rendered, truth))

@@ -17,9 +17,9 @@ from nerfmatch_ros.mapping.depth_consistency import confirmations
 from nerfmatch_ros.mapping.depth_map import DepthMap, known_share
 from nerfmatch_ros.mapping.neighbour_views import FEWEST_SHARED, neighbour_views
 from nerfmatch_ros.mapping.plane_sweep import HIDDEN, plane_sweep
-from nerfmatch_ros.mapping.ray_dataset import working_camera, working_rgb
 from nerfmatch_ros.mapping.semi_global import cheapest, smoothed
 from nerfmatch_ros.mapping.sparse_points import SparsePoints
+from nerfmatch_ros.mapping.training_pixels import working_camera, working_rgb
 import numpy as np
 
 _NEARER, _FARTHER = 0.7, 1.6  # how far beyond its sparse points a photograph is searched

@@ -1,12 +1,20 @@
 """All training pixels of a set of posed photographs, drawn at random as rays with targets."""
 
 from dataclasses import dataclass
+from pathlib import Path
+import tempfile
 
-import cv2
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.mapping.depth_map import DepthMap, DepthTable
 from nerfmatch_ros.mapping.sparse_points import SparsePoints
+from nerfmatch_ros.mapping.training_pixels import (
+    lens_cameras,
+    map_pixels,
+    pixel_camera,
+    PixelSize,
+    write_pixels,
+)
 from nerfmatch_ros.radiance_field.field import Rays
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 import numpy as np
@@ -23,73 +31,69 @@ class RayBatch:
     distance: Tensor  # (R,) scene units along the ray; 0 where unknown
     tolerance: Tensor  # (R,) scene units
 
-
-def working_camera(camera: Camera, longest_side: int) -> Camera:
-    """Scale a camera down so that its longer side has at most `longest_side` pixels."""
-    scale = min(1.0, longest_side / max(camera.width, camera.height))
-    return camera.scaled_to(round(camera.width * scale), round(camera.height * scale))
-
-
-def working_rgb(image: PosedImage, camera: Camera) -> np.ndarray:
-    """Read the pixels (H, W, 3) uint8 of an image at the size of its working camera."""
-    rgb = image.rgb()
-    if rgb.shape[:2] == (camera.height, camera.width):
-        return rgb
-    return cv2.resize(rgb, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
+    def __getitem__(self, index) -> 'RayBatch':
+        """Choose rays by a slice, mask or index tensor."""
+        return RayBatch(self.rays[index], self.colour[index], self.distance[index],
+                        self.tolerance[index])
 
 
 class RayDataset:
-    """Pixels, poses and depths of K images as flat tensors; images may differ in size.
+    """Pixels, poses and depths of K images, which may differ in size.
 
-    depths: maps of these images, which count where an image has no depth of its own;
-    depth_tolerance: of such a depth, as a share of it
+    how: the photographs are reduced; depths: maps of these images, which count where an image has
+    no depth of its own; depth_tolerance: of such a depth, as a share of it; file: where the pixels
+    are, or are to be written; a file that vanishes with the data set if it is not given. On the
+    CPU the pixels stay in the file and are mapped from there, another device holds them.
     """
 
     def __init__(
         self, images: list[PosedImage], frame: SceneFrame, sparse: SparsePoints, *,
-        longest_side: int, depths: list[DepthMap | None] | None = None,
-        depth_tolerance: float = 0.01, device: str = 'cpu',
+        how: PixelSize, depths: list[DepthMap | None] | None = None,
+        depth_tolerance: float = 0.01, device: torch.device | str = 'cpu',
+        file: Path | None = None,
     ):
         self.frame, self.device = frame, device
-        scale = frame.scene_from_map.scale
-        cameras = [working_camera(image.camera, longest_side) for image in images]
-        distinct = list(dict.fromkeys(cameras))
-        tables = [camera.rays(camera.pixel_grid()).float() for camera in distinct]
-        starts = np.cumsum([0] + [len(table) for table in tables])
-        colours, measured, usable = [], [], []
-        for image, camera in zip(images, cameras):
-            colours.append(torch.from_numpy(working_rgb(image, camera).reshape(-1, 3)))
-            size = (camera.width, camera.height)
-            depth = image.depth_map()
-            measured.append(None if depth is None else torch.from_numpy(
-                cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)).flatten())
-            mask = image.valid_mask()
-            usable.append(None if mask is None else torch.from_numpy(cv2.resize(
-                mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)).flatten() > 0)
-        self.directions = torch.cat(tables).to(device)
-        self.colours = torch.cat(colours).to(device)
-        counts = torch.tensor([len(c) for c in colours])
-        self.image_starts = (torch.cumsum(counts, 0) - counts).to(device)
-        self.table_starts = torch.tensor(
-            [starts[distinct.index(camera)] for camera in cameras], device=device)
-        self.depths = None
-        if any(depth is not None for depth in measured):
-            self.depths = torch.cat([
-                torch.zeros(len(c)) if d is None else d * scale
-                for c, d in zip(colours, measured)]).to(device)
+        cameras = [pixel_camera(image.camera, how) for image in images]
+        self._open(images, how, file)
+        counts = np.array([camera.width * camera.height for camera in cameras])
+        self.image_starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
+        self.pixels = int(counts.sum())
+        self._cameras = torch.tensor(
+            [(c.fx, c.fy, c.cx, c.cy) for c in cameras], device=device, dtype=torch.float32)
+        self._sizes = torch.tensor([(c.width, c.height) for c in cameras], device=device)
+        self._tables = self._table_starts(cameras)
         # The maps stay as small as they are and are looked up for the rays that are drawn.
         self.depth_table, self.depth_tolerance = None, depth_tolerance
         if depths is not None and any(depth is not None for depth in depths):
             self.depth_table = DepthTable(depths, device)
-        self.usable = None
-        if any(mask is not None for mask in usable):
-            self.usable = torch.cat([
-                torch.ones(len(c), dtype=torch.bool) if m is None else m
-                for c, m in zip(colours, usable)]).nonzero()[:, 0].to(device)
         self.poses = torch.from_numpy(
             np.stack([image.map_from_camera for image in images])).float().to(device)
         self.pixel_angle = float(np.mean([1 / camera.fx for camera in cameras]))
-        self._add_sparse(images, cameras, sparse, scale)
+        self._add_sparse(images, cameras, sparse, frame.scene_from_map.scale)
+
+    def _open(self, images: list[PosedImage], how: PixelSize, file: Path | None) -> None:
+        """Map the file of the pixels, written before if need be."""
+        if file is None:
+            with tempfile.TemporaryDirectory() as folder:
+                write_pixels(Path(folder) / 'pixels', images, how)
+                stored = map_pixels(Path(folder) / 'pixels')
+        else:
+            if not file.exists():
+                write_pixels(file, images, how)
+            stored = map_pixels(file)
+        stored = {name: value.to(self.device) for name, value in stored.items()}
+        self.colours = stored['colours']  # (P, 3) uint8
+        self.usable = stored.get('usable')  # (P,) uint8
+        self.depths = stored.get('depths')  # (P,) metres along the optical axis, 0 = unknown
+        self._directions = stored.get('directions')  # (D, 3) of the cameras with a lens
+
+    def _table_starts(self, cameras: list[Camera]) -> Tensor:
+        """Row (K,) where the directions of each image's camera begin; -1 for pinholes."""
+        starts, end = {}, 0
+        for camera in lens_cameras(cameras):
+            starts[camera] = end
+            end += camera.width * camera.height
+        return torch.tensor([starts.get(camera, -1) for camera in cameras], device=self.device)
 
     def _add_sparse(self, images, cameras, sparse: SparsePoints, scale: float) -> None:
         """Keep each observation of a sparse point as a pixel with a known distance."""
@@ -119,20 +123,22 @@ class RayDataset:
         def choose(n: int, size: int) -> Tensor:
             return torch.randint(n, (size,), generator=generator, device=self.device)
 
-        if self.usable is None:
-            pixel = choose(len(self.colours), count)
-        else:
-            pixel = self.usable[choose(len(self.usable), count)]
+        pixel = choose(self.pixels, count)
+        if self.usable is not None:
+            # Drawn again until all may be used: a list of those that may would be eight times as
+            # large as the pixels.
+            while len(hidden := (self.usable[pixel] == 0).nonzero()[:, 0]):
+                pixel[hidden] = choose(self.pixels, len(hidden))
         known = len(self.sparse_pixel)
         picked = choose(known, sparse_count if known else 0) if known else pixel[:0]
         pixel = torch.cat([pixel, self.sparse_pixel[picked] if known else picked])
         image = torch.searchsorted(self.image_starts, pixel, right=True) - 1
-        directions = self.directions[
-            self.table_starts[image] + pixel - self.image_starts[image]]
+        place = pixel - self.image_starts[image]
+        directions = self._directions_at(image, place)
         distance = torch.zeros(len(pixel), device=self.device)
         tolerance = torch.ones(len(pixel), device=self.device)
         if self.depths is not None:
-            distance = self.depths[pixel] / directions[:, 2]
+            distance = self.depths[pixel] * self.frame.scene_from_map.scale / directions[:, 2]
             tolerance = 0.01 * distance + 1e-3
         if self.depth_table is not None:
             looked_up = self.depth_table.distances(image, directions)
@@ -143,5 +149,27 @@ class RayDataset:
         if known:
             distance[count:] = self.sparse_distance[picked]
             tolerance[count:] = self.sparse_tolerance[picked]
-        rays = self.frame.rays(self.poses[image], directions, self.pixel_angle, image)
+        angle = self._pixel_angles(image, place, directions) if self.frame.ball \
+            else self.pixel_angle
+        rays = self.frame.rays(self.poses[image], directions, angle, image)
         return RayBatch(rays, self.colours[pixel].float() / 255, distance, tolerance)
+
+    def _directions_at(self, image: Tensor, place: Tensor) -> Tensor:
+        """Directions (R, 3), unit, camera frame, of the pixels `place` (R,) of images (R,)."""
+        width = self._sizes[image, 0]
+        pixel = torch.stack((place % width, place // width), dim=-1)
+        camera = self._cameras[image]
+        plane = (pixel - camera[:, 2:]) / camera[:, :2]
+        directions = torch.nn.functional.normalize(
+            torch.cat([plane, torch.ones_like(plane[:, :1])], dim=-1), dim=-1)
+        if self._directions is not None:
+            start = self._tables[image]
+            lens = (start >= 0).nonzero()[:, 0]
+            directions[lens] = self._directions[start[lens] + place[lens]]
+        return directions
+
+    def _pixel_angles(self, image: Tensor, place: Tensor, directions: Tensor) -> Tensor:
+        """Angle (R,), radians, between each pixel and the one below it, or above the last."""
+        width, height = self._sizes[image].unbind(-1)
+        step = torch.where(place // width < height - 1, width, -width)
+        return (self._directions_at(image, place + step) - directions).norm(dim=-1)

@@ -1,5 +1,6 @@
 """Thinning what all reference views show to a given number of points on the map's surfaces."""
 
+from collections.abc import Sequence
 import math
 
 from nerfmatch_ros.mapping.reference_views import ReferenceView
@@ -12,7 +13,11 @@ from torch import Tensor
 def one_per_voxel(points: Tensor, size: float) -> Tensor:
     """Indices of the first point (N, 3) in each cube of side `size`, metres."""
     cell = torch.floor(points.double() / size).long()
-    _, group = torch.unique(cell, dim=0, return_inverse=True)
+    cell = cell - cell.amin(0)
+    rows = cell.amax(0) + 1
+    # One number a cube: comparing three columns takes many times the time and memory.
+    _, group = torch.unique((cell[:, 0] * rows[1] + cell[:, 1]) * rows[2] + cell[:, 2],
+                            return_inverse=True)
     first = torch.full((int(group.max()) + 1,), len(points), dtype=torch.int64)
     first.scatter_reduce_(0, group, torch.arange(len(points)), 'amin')
     return first.sort().values
@@ -37,20 +42,34 @@ def thin(points: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def surface_points(references: list[ReferenceView], count: int, least_views: int = 2) -> Surface:
+def surface_points(
+    references: Sequence[ReferenceView], count: int, least_views: int = 2,
+) -> Surface:
     """Choose `count` points that at least `least_views` reference views agree to see."""
-    points = torch.cat([reference.points for reference in references])
+    points = [reference.points.clone() for reference in references]
+    starts = torch.tensor([0] + [len(p) for p in points]).cumsum(0)
+    points = torch.cat(points)
     candidates = thin(points, 6 * count)
-    features = None
-    if references[0].features is not None:
-        features = torch.cat([reference.features for reference in references])[candidates]
-    points = points[candidates]
-    seen = torch.zeros(len(points), dtype=torch.int64)
+    seen = torch.zeros(len(candidates), dtype=torch.int64)
     for reference in references:
-        seen += visible_points(points, reference.view.camera,
+        seen += visible_points(points[candidates], reference.view.camera,
                                reference.map_from_camera.float(), reference.depth)
-    agreed = (seen >= min(least_views, len(references))).nonzero()[:, 0]
+    agreed = candidates[seen >= min(least_views, len(references))]
     if not len(agreed):
-        agreed = torch.arange(len(points))
+        agreed = candidates
     chosen = agreed[thin(points[agreed], count)]
-    return Surface(points[chosen], None if features is None else features[chosen])
+    return Surface(points[chosen], _features(references, starts, chosen))
+
+
+def _features(
+    references: Sequence[ReferenceView], starts: Tensor, chosen: Tensor,
+) -> Tensor | None:
+    """Gather features (G, F) of points numbered over all views, reading one view at a time."""
+    first = references[0].features
+    if first is None:
+        return None
+    features = first.new_empty(len(chosen), first.shape[1])
+    for k, reference in enumerate(references):
+        own = (chosen >= starts[k]) & (chosen < starts[k + 1])
+        features[own] = reference.features[chosen[own] - starts[k]]
+    return features

@@ -26,6 +26,7 @@ class FieldTrainingConfig:
     rays: int = 2560  # per step
     depth_rays: int = 384  # further rays per step, through triangulated points
     longest_side: int = 640  # photographs are reduced to this, pixels
+    size: tuple[int, int] | None = None  # (width, height) they are squeezed to instead
     table_rate: float = 1e-2  # learning rate of hash tables
     network_rate: float = 3e-3  # learning rate of everything else
     final_rate: float = 0.03  # share of the learning rate at the end

@@ -1,0 +1,87 @@
+"""Putting a map together: surface points, words and descriptors for retrieval, reference views."""
+
+from collections.abc import Callable, Sequence
+import math
+
+from nerfmatch_ros.config import to_dict
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.data.working_image import as_tensor, working_focal
+from nerfmatch_ros.mapping.build_config import BuildConfig
+from nerfmatch_ros.mapping.reference_views import ReferenceView
+from nerfmatch_ros.mapping.surface_points import surface_points
+from nerfmatch_ros.matching.make_matcher import Matcher
+from nerfmatch_ros.radiance_field.field import RadianceField
+from nerfmatch_ros.radiance_field.renderer import render_view
+from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+from nerfmatch_ros.retrieval import describe, fit_words
+from nerfmatch_ros.scene_map import encode_points, References, SceneMap, Surface
+import numpy as np
+import torch
+from torch import Tensor
+import torch.nn.functional as F
+
+WORD_POINTS = 16384  # that words are clustered of, where each view's points are encoded alone
+
+
+@torch.inference_mode()
+def assemble_map(
+    images: Sequence[PosedImage], references: Sequence[ReferenceView], field: RadianceField,
+    matcher: Matcher, frame: SceneFrame, config: BuildConfig, *, device: str = 'cpu',
+    notes: dict | None = None, report: Callable[[float], None] = lambda progress: None,
+) -> SceneMap:
+    """Choose the surface points, describe the reference images, put the map together.
+
+    images, references: one for one, as all the map was made of; the map keeps
+    `config.reference_views` of them. References may be stored views: they are read one by one, and
+    the map reads them again when it is saved or used. field, matcher: on `device`, for inference.
+    """
+    surface = surface_points(references, config.surface_points)
+    words = fit_words(_point_tokens(references, surface, matcher, frame, device).cpu(),
+                      config.words)
+    kept = range(len(references)) if not config.reference_views else np.unique(
+        np.linspace(0, len(references) - 1, config.reference_views).round().astype(int))
+    chosen = [references[k] for k in kept]
+    descriptors = []
+    for k, reference in zip(kept, chosen):
+        if config.reference_images == 'rendered':
+            camera = reference.view.camera
+            rendered = render_view(field, frame, camera, reference.map_from_camera, stride=1,
+                                   colour=True)
+            picture = rendered.colour.T.reshape(3, camera.height, camera.width)
+        else:
+            picture = as_tensor(reference.view.picture(images[k].rgb()))
+        cells = matcher.encode_image(picture.to(device)).coarse
+        descriptors.append(describe(F.normalize(cells, dim=-1).cpu(), words,
+                                    matcher.scale.item()))
+        report(len(descriptors) / len(chosen))
+    counts = torch.tensor([0] + [len(reference.points) for reference in chosen])
+    stored = References(
+        [reference.name for reference in chosen],
+        [reference.view.source for reference in chosen],
+        np.stack([reference.map_from_camera.numpy() for reference in chosen]),
+        torch.stack(descriptors), torch.cumsum(counts, 0), stored=chosen)
+    return SceneMap(
+        frame, config.field, field, config.matcher, matcher, stored, surface, words,
+        working_focal([image.camera for image in images], config.longest_side),
+        config.longest_side, config.frame_id, to_dict(config.localization), notes=notes or {},
+        working_size=config.working_size)
+
+
+def _point_tokens(
+    references: Sequence[ReferenceView], surface: Surface, matcher: Matcher, frame: SceneFrame,
+    device: str,
+) -> Tensor:
+    """Give coarse tokens (n, C), unit length, of points all over the map."""
+    if not matcher.per_view:
+        features = None if surface.features is None else surface.features.to(device)
+        tokens = encode_points(matcher, frame, surface.points.to(device), features).coarse
+        return F.normalize(tokens, dim=-1)
+    # Points of different views must not attend to one another, so views are encoded one by one.
+    share = math.ceil(WORD_POINTS / len(references))
+    parts = []
+    for reference in references:
+        if len(reference.points):
+            features = None if reference.features is None else reference.features.to(device)
+            tokens = encode_points(matcher, frame, reference.points.to(device), features).coarse
+            parts.append(tokens[::math.ceil(len(tokens) / share)])
+    return F.normalize(torch.cat(parts), dim=-1)
