@@ -3,9 +3,9 @@
 Its pixel coordinates count from the corner of the first pixel, ours from its centre.
 """
 
-import json
 import math
 
+from nerfmatch_ros.data.release_annotations import read_annotations
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.importers.official_checkpoint import OfficialCheckpoint
@@ -52,12 +52,11 @@ def packed(rays):
                       rays.directions, rays.radius[:, None]], dim=1)
 
 
-def annotated_frames():
-    file = FOLDER / 'dataset' / 'annotations' / 'transforms_synth_train.json'
-    frames = json.loads(file.read_text())['frames']
-    cameras = [pinhole(torch.tensor(frame['intrinsics']), frame['width'], frame['height'])
-               for frame in frames]
-    return cameras, np.array([frame['transform_matrix'] for frame in frames])
+def annotated(split):
+    """Read the parity data set."""
+    folder = FOLDER / 'dataset'
+    file, = (folder / 'annotations').glob(f'transforms_*_{split}.json')
+    return read_annotations(file, next((folder / 'data').iterdir()))
 
 
 def square(rays):
@@ -70,7 +69,9 @@ def square(rays):
 @needs_fixtures
 @pytest.mark.parametrize('depth', [1, 10, 50])
 def test_the_scene_is_normalised_as_published(depth):
-    frame = frustum_frame(*annotated_frames(), depth)
+    images = annotated('train')
+    frame = frustum_frame([image.camera for image in images],
+                          np.stack([image.map_from_camera for image in images]), depth)
     expected = Fixture('geom')[f'world2nscene_depth{depth}'].double()
     close(torch.tensor(frame.scene_from_map.scale), expected[0, 0])
     close(torch.from_numpy(frame.scene_from_map.translation), expected[:3, 3])
