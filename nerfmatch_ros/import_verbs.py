@@ -20,7 +20,7 @@ def import_nerfstudio(
     data: Annotated[Path | None, arg(
         help='folder of the transforms.json it learned from; else where config.yml says')] = None,
 ) -> None:
-    """Take over a nerfacto model that nerfstudio trained."""
+    """Take over a nerfacto or mip-nerf model that nerfstudio trained."""
     from nerfmatch_ros.importers.nerfstudio import import_field
     values = import_field(config, output, checkpoint, data)
     print(f'{output}: ' + ', '.join(f'{name} {value:.6g}' if isinstance(value, float)

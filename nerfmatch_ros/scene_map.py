@@ -27,6 +27,10 @@ from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
 from nerfmatch_ros.radiance_field.mip_field import MipField, MipFieldConfig
 from nerfmatch_ros.radiance_field.nerfacto_field import NerfactoField, NerfactoFieldConfig
+from nerfmatch_ros.radiance_field.nerfstudio_mip_field import (
+    NerfstudioMipConfig,
+    NerfstudioMipField,
+)
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.tensor_file import Pieces, write_tensors
 import numpy as np
@@ -47,10 +51,12 @@ _LARGE = 4096  # tensors of more elements are stored in half precision
 class FieldConfig:
     """Which radiance field, and its size."""
 
-    kind: str = 'grid'  # 'grid' (trains on a CPU), 'mip' (the paper's); 'nerfacto': imported
+    # 'grid' (trains on a CPU) or 'mip' (the paper's); imported: 'nerfacto' or 'nerfstudio_mip'
+    kind: str = 'grid'
     grid: GridFieldConfig = GridFieldConfig()
     mip: MipFieldConfig = MipFieldConfig()
     nerfacto: NerfactoFieldConfig | None = None
+    nerfstudio_mip: NerfstudioMipConfig | None = None
 
     def make(self, images: int) -> RadianceField:
         """Make an untrained field with an appearance row for each of `images` images."""
@@ -60,6 +66,8 @@ class FieldConfig:
             return MipField(self.mip, images)
         if self.kind == 'nerfacto' and self.nerfacto is not None:
             return NerfactoField(self.nerfacto, images)
+        if self.kind == 'nerfstudio_mip' and self.nerfstudio_mip is not None:
+            return NerfstudioMipField(self.nerfstudio_mip)
         raise ConfigError(f"field kind '{self.kind}' is unknown or not described; "
                           'use grid or mip, or import a field')
 

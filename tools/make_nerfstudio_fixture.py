@@ -38,7 +38,9 @@ def seeded_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     for name, shape in shapes.items():
         draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
         # So that space is neither empty nor opaque everywhere.
-        size = 2 if 'hash_table' in name else -1 if 'density' in name else 1
+        size = 2 if 'hash_table' in name else -4 if 'density' in name else 1
+        if name.endswith('density.net.bias'):
+            draw = np.full(shape, 7.5 / 4 / np.sqrt(2))
         weights[name] = (size * draw / np.sqrt(max(np.prod(shape[1:]), 1) / 2)).astype(np.float32)
     return weights
 

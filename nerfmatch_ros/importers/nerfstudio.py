@@ -16,9 +16,11 @@ from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.field_file import FieldFile
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.importers.nerfacto_weights import nerfacto_state
+from nerfmatch_ros.importers.nerfstudio_mip_weights import nerfstudio_mip_state
 from nerfmatch_ros.importers.nerfstudio_run import NerfstudioRun, read_run
 from nerfmatch_ros.radiance_field.nerfacto_field import HashNetworkConfig, NerfactoFieldConfig
 from nerfmatch_ros.radiance_field.nerfacto_grid import NerfactoGridConfig
+from nerfmatch_ros.radiance_field.nerfstudio_mip_field import NerfstudioMipConfig
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.scene_map import FieldConfig
 import numpy as np
@@ -107,10 +109,6 @@ def _nerfacto(run: NerfstudioRun) -> _Made:
         sizes = sizes[:1]
     else:
         sizes = [sizes[min(look, len(sizes) - 1)] for look in range(looks)] if sizes else []
-    background = option('background_color', 'last_sample')
-    if background not in _BACKGROUNDS:
-        raise DataError(f'{run.config_file}: background_color is {background!r}; '
-                        f"only {', '.join(_BACKGROUNDS)} can be imported")
     channels = option('appearance_embed_dim', 32) * option('use_appearance_embedding', True)
     config = NerfactoFieldConfig(
         trunk=HashNetworkConfig(
@@ -128,7 +126,7 @@ def _nerfacto(run: NerfstudioRun) -> _Made:
         contracted=not option('disable_scene_contraction', False),
         box=tuple(run.weight('field.aabb').flatten().tolist()),
         density_scale=option('average_init_density', 1.0),
-        background=_BACKGROUNDS[background])
+        background=_background(run, 'last_sample'))
     state = nerfacto_state(run, config)
     images = len(state['appearance.weight']) if channels else 1
     return _Made(FieldConfig('nerfacto', nerfacto=config), state, images,
@@ -147,8 +145,32 @@ def _proposal(run: NerfstudioRun, size: Any, layout: str) -> HashNetworkConfig:
     return HashNetworkConfig(grid, size.get('hidden_dim', 64), layers)
 
 
+def _mip(run: NerfstudioRun) -> _Made:
+    background = _background(run, 'white')
+    collider = run.option('pipeline', 'model', 'collider_params')
+    far = collider.get('far_plane') if isinstance(collider, dict) else None
+    if not isinstance(far, (int, float)) or not far > 0:
+        raise DataError(f'{run.config_file}: collider_params of the model is {collider!r}; its '
+                        'far_plane must be a positive number')
+    config = NerfstudioMipConfig(
+        coarse_samples=_option(run, 'num_coarse_samples', 64),
+        fine_samples=_option(run, 'num_importance_samples', 128), background=background)
+    return _Made(FieldConfig('nerfstudio_mip', nerfstudio_mip=config),
+                 nerfstudio_mip_state(run, config), 1, float(far))
+
+
+def _background(run: NerfstudioRun, default: str) -> str:
+    """Give what lies behind the field in evaluation, in our words."""
+    background = _option(run, 'background_color', default)
+    if background not in _BACKGROUNDS:
+        raise DataError(f'{run.config_file}: background_color is {background!r}; '
+                        f"only {', '.join(_BACKGROUNDS)} can be imported")
+    return _BACKGROUNDS[background]
+
+
 _MODELS: dict[str, tuple[str, Callable[[NerfstudioRun], _Made]]] = {
     'NerfactoModel': ('nerfacto', _nerfacto), 'DepthNerfactoModel': ('nerfacto', _nerfacto),
+    'MipNerfModel': ('mip-nerf', _mip),
 }
 
 
