@@ -10,7 +10,7 @@ NAME = 'nerfmatch_ros'
 HERE = Path(__file__).parent
 
 REQUIREMENTS = [
-    'torch>=2.4',  # the first with fused optimizers on the CPU
+    'torch>=2.6',  # the first whose safe loading lists classes by the names they were saved with
     'timm>=1.0.3',  # the first with features of ConvFormer
     'numpy>=1.23',
     'scipy>=1.9',
@@ -18,6 +18,7 @@ REQUIREMENTS = [
     'poselib>=2.0.4',
     'safetensors>=0.4',
     'lightning-fabric>=2.4',  # trainings on several processes
+    'pillow>=9.1',  # resizes as the published models' pictures were resized
     'pyyaml>=5.4',
     'numba>=0.57',
     'tyro>=0.8',

@@ -17,7 +17,7 @@ PACKAGE = 'nerfmatch_ros'
 LAUNCH_FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 # name on PyPI, where it differs from the name to import
 IMPORT_NAMES = {'opencv-python-headless': 'cv2', 'pyyaml': 'yaml',
-                'lightning-fabric': 'lightning_fabric'}
+                'lightning-fabric': 'lightning_fabric', 'pillow': 'PIL'}
 # in ROS: of the wheels, or of a ROS installation only
 ROS_PACKAGES = {
     'rclpy', 'launch', 'launch_ros', 'cv_bridge', 'ament_index_python', 'tf2_ros', 'bondpy'}
