@@ -10,11 +10,19 @@ from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.importers.official_checkpoint import OfficialCheckpoint
 from nerfmatch_ros.importers.official_field import official_field
+from nerfmatch_ros.radiance_field.encoding import (
+    conical_frustums,
+    integrated_positional_encoding,
+)
 from nerfmatch_ros.radiance_field.field import Rays
 from nerfmatch_ros.radiance_field.mip_field import even_edges, resample_edges
 from nerfmatch_ros.radiance_field.renderer import composited_points, render_rays, render_view
 from nerfmatch_ros.radiance_field.scene_frame import frustum_frame, SceneFrame
-from nerfmatch_ros.radiance_field.volume_rendering import interval_weights
+from nerfmatch_ros.radiance_field.volume_rendering import (
+    composite,
+    interval_weights,
+    midpoints,
+)
 import numpy as np
 from official_parity import Fixture, FOLDER, needs_fixtures, official_options, official_weights
 import pytest
@@ -77,6 +85,16 @@ def test_the_scene_is_normalised_as_published(depth):
     close(torch.from_numpy(frame.scene_from_map.translation), expected[:3, 3])
     assert np.array_equal(frame.scene_from_map.rotation, np.eye(3))
     assert frame.ball and (frame.near, frame.far) == (0.01, 1.0)
+
+
+@needs_fixtures
+def test_points_leave_the_scene_frame_as_published():
+    """The inputs are those of the projection, all reduced by one factor."""
+    fixture = Fixture('geom')
+    frame = frame_of(fixture['world2nscene_depth10'].double())
+    points, back = fixture['proj_X'].double(), frame.to_scene(fixture['unnorm'].double())
+    factor = (points * back).sum() / (points * points).sum()
+    close(back, factor * points)
 
 
 @needs_fixtures
@@ -156,6 +174,60 @@ def test_composited_rays_are_the_published_ones(name):
     points = composited_points(rendered, rays)
     close(points, fixture['det_pts_fine'])
     close(frame_of(fixture['world2nscene']).to_map(points), fixture['det_pts_world'], atol=1e-3)
+
+
+@needs_fixtures
+@pytest.mark.parametrize('name', FIELD_NAMES)
+@pytest.mark.parametrize('kind', ['det', 'rnd'])
+@torch.no_grad()
+def test_every_step_along_the_rays_is_the_published_one(name, kind):
+    """Both networks in the published intervals, even or random: all arrays but those above."""
+    field, fixture = published_field(name), Fixture(name)
+    rays = unpacked(fixture['rays'])
+    if field.appearance is not None:
+        close(field.appearance(torch.ones(1, dtype=torch.long)), field.appearance.weight[1:2])
+
+    def published(what):
+        return fixture[f'{kind}_{what}']
+
+    for part, network, layer in (('coarse', field.coarse, 7), ('fine', field.fine, 3)):
+        edges = published(f't_{part}')
+        mean, variance = conical_frustums(rays.origins, rays.directions, rays.radius, edges)
+        close(mean, published(f'mean_{part}'))
+        close(variance, published(f'var_{part}'), rtol=1e-3, atol=1e-9)
+        encoded = torch.cat([
+            integrated_positional_encoding(mean[0], variance[0], field.config.position_octaves),
+            field._view(rays[:1]).expand(len(mean[0]), -1)], dim=-1)
+        close(encoded, published(f'mlp_in_{part}_ray0'), rtol=1e-3, atol=2e-3)
+        found = field._look(network, rays, edges, colour=True, feature_layer=layer)
+        close(found.colour, published(f'raw_{part}')[..., :3])
+        close(found.density, published(f'raw_{part}')[..., 3].relu())
+        close(found.feature[0], published(f'feat_samples_{part}_ray0'), atol=1e-4)
+        weights = interval_weights(found.density, edges)
+        close(weights, published(f'weights_{part}'))
+        left = 1 - weights.sum(-1, keepdim=True) if field.white_background else 0
+        close(composite(weights, found.colour) + left, published(f'rgb_{part}'))
+        close((weights * midpoints(edges)).sum(-1), published(f'depth_{part}'))
+        points = composite(weights, mean)
+        close(points, published(f'pts_{part}'))
+        close(composite(weights, found.feature), published(f'feat_{part}'))
+    frame = frame_of(fixture['world2nscene'].double())
+    close(frame.to_map(points), published('pts_world'), atol=1e-3)
+
+
+@needs_fixtures
+@pytest.mark.parametrize('name', FIELD_NAMES)
+@torch.no_grad()
+def test_the_feature_of_every_layer_is_the_published_one(name):
+    field, fixture = published_field(name), Fixture(name)
+    rays, edges = unpacked(fixture['rays']), fixture['det_t_fine']
+    mean, variance = conical_frustums(rays.origins, rays.directions, rays.radius, edges)
+    position = integrated_positional_encoding(mean, variance, field.config.position_octaves)
+    for layer in range(field.config.depth):
+        last, kept = field.fine.encode(position, keep=layer)
+        close(composite(fixture['det_weights_fine'], kept),
+              fixture[f'det_feat_fine_stop{layer}'])
+    close(composite(fixture['det_weights_fine'], last), fixture['det_feat_fine_stop-1'])
 
 
 @needs_fixtures
