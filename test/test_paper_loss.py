@@ -82,10 +82,10 @@ def test_true_pairs_are_the_cells_that_hold_the_projections():
     pixels = [torch.tensor([[0.0, 9.0], [15.49, -0.5], [15.5, 0.0], [-0.6, 0], [9, 9], [9, 9]]),
               torch.tensor([[8.0, 8.0], [torch.nan, 1.0], [torch.inf, 1.0]])]
     seen = [torch.tensor([True] * 5 + [False]), torch.tensor([True] * 3)]
-    pairs = true_pairs(pixels, seen, 2, 2, 8)
+    pairs = true_pairs(pixels, seen, [(2, 2)] * 2, 8)
     assert [x.tolist() for x in (pairs.image, pairs.cell, pairs.point)] == [
         [0, 0, 0, 1], [1, 2, 3, 3], [1, 0, 4, 0]]
-    inner = true_pairs(pixels, seen, 2, 2, 8, border=1)
+    inner = true_pairs(pixels, seen, [(2, 2)] * 2, 8, border=1)
     assert list(zip(inner.image.tolist(), inner.cell.tolist())) == [(0, 3), (1, 3)]
 
 
@@ -153,8 +153,8 @@ def test_true_pairs_and_fine_loss_of_a_training_step_equal_the_published_ones():
     truth = fixture['train_conf_gt']
     side = round(truth.shape[1] ** 0.5)
     # All but the first row and column take part there; points in them are rather given to none.
-    free = true_pairs(list(projected), [torch.ones(truth.shape[2]).bool()] * len(truth), side,
-                      side, 8)
+    free = true_pairs(list(projected), [torch.ones(truth.shape[2]).bool()] * len(truth),
+                      [(side, side)] * len(truth), 8)
     ours = torch.zeros_like(truth)
     ours[free.image, free.cell, free.point] = True
     assert torch.equal(ours, truth)

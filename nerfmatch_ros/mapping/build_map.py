@@ -31,14 +31,14 @@ from nerfmatch_ros.mapping.depth_map import (
     load_depth_maps,
     save_depth_maps,
 )
+from nerfmatch_ros.mapping.engine import make_engine
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
-from nerfmatch_ros.mapping.match_dataset import MatchDataset
 from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.train_field import train_field
-from nerfmatch_ros.mapping.train_matcher import train_matcher
+from nerfmatch_ros.mapping.train_matcher import train_matcher, training_data
 from nerfmatch_ros.mapping.training_pixels import PixelSize
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
 from nerfmatch_ros.memory import keep_freed_memory
@@ -298,14 +298,13 @@ class _Stages:
         report = self.bar('matcher')
         if not path.exists():
             kept = self._kept(images)
-            dataset = MatchDataset(
+            dataset = training_data(
                 [images[k] for k in kept], [references[k] for k in kept], frame,
-                self.config.augmentation)
+                self.config.matcher.kind, self.config.matcher_training, self.config.augmentation)
             train_matcher(
                 matcher, [dataset], self.config.matcher_training,
-                checkpoint=self.work / 'matcher.checkpoint',
-                minutes=self._minutes(1 - self.config.field_share), device=self.device,
-                report=report)
+                engine=make_engine(self.device), checkpoint=self.work / 'matcher.checkpoint',
+                minutes=self._minutes(1 - self.config.field_share), report=report)
             _save(matcher, path)
             (self.work / 'matcher.checkpoint').unlink(missing_ok=True)
         matcher.load_state_dict(load_file(path))

@@ -1,11 +1,13 @@
-"""Training batches of the matcher: augmented map images, scene points, and which sees which."""
+"""Training batches of our matcher: augmented map images, scene points, and which sees which."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import DataError
+from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.geometry.pose import inverse, transform_points
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig, change_light, turn_and_zoom
+from nerfmatch_ros.mapping.picture_cache import PictureCache
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.matching.supervision import overlap_matrix, visible_points
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
@@ -13,34 +15,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FEWEST_SEEN = 8  # points, for an image to count
+LEAST_OVERLAP = 0.25  # share of a view's points that an image must see to be its partner
+OVERLAP_SAMPLES = 60  # points of a view, by which its overlap is measured
+
 
 @dataclass(frozen=True)
 class MatchBatch:
-    """B images and a pool of m points; per image the points it truly sees and where."""
+    """A process's share of B images and a pool of m points; per image what it sees and where."""
 
-    images: Tensor  # (B, 3, H, W) in [0, 1] (noise may exceed it)
-    points: Tensor  # (m, 3) scene frame
+    images: Tensor  # (b, 3, H, W) in [0, 1] (noise may exceed it)
+    points: Tensor  # (m, 3) scene frame; of all images, in all shares alike
     features: Tensor | None  # (m, F)
     seen: list[Tensor]  # per image (k,) indices into the pool
     pixels: list[Tensor]  # per image (k, 2) true positions
+    seed: int  # of what is drawn for the points
+    seeds: list[int]  # of what is drawn for each image
+
+    @property
+    def size(self) -> int:
+        """Images that count."""
+        return sum(len(seen) >= FEWEST_SEEN for seen in self.seen)
 
 
 class MatchDataset:
     """Map images of one map with their reference views, drawn in batches of equal size."""
 
     def __init__(
-        self, images: list[PosedImage], references: list[ReferenceView], frame: SceneFrame,
-        augmentation: AugmentationConfig, *, least_overlap: float = 0.25,
+        self, images: Sequence[PosedImage], references: Sequence[ReferenceView],
+        frame: SceneFrame, augmentation: AugmentationConfig, *,
+        least_overlap: float = LEAST_OVERLAP,
     ):
         self.references, self.frame, self.augmentation = references, frame, augmentation
-        self.pictures = [reference.view.picture(image.rgb())
-                         for image, reference in zip(images, references)]
-        poses = torch.stack([reference.map_from_camera for reference in references]).float()
-        overlap = overlap_matrix(
-            [reference.points for reference in references],
-            [reference.view.camera for reference in references], poses,
-            [reference.depth for reference in references], 60,
-            torch.Generator().manual_seed(0))
+        self.pictures = PictureCache(images, references)
+        overlap = overlap_of(references)
         self.partners = [(row > least_overlap).nonzero()[:, 0].numpy() for row in overlap]
         usable = [k for k, partners in enumerate(self.partners) if len(partners)]
         if not usable:
@@ -49,25 +57,38 @@ class MatchDataset:
                 'match: check the poses and axes of the data set and the held-out PSNR')
         shapes: dict[tuple, list[int]] = {}
         for k in usable:
-            shapes.setdefault(self.pictures[k].shape, []).append(k)
+            shapes.setdefault(self.pictures.size(k), []).append(k)
         self.groups = [np.array(group) for group in shapes.values()]
 
-    def draw(self, batch: int, points: int, random: np.random.Generator) -> MatchBatch:
-        """Draw `batch` images, with `points` points of a partner view each as the common pool."""
+    def draw(
+        self, batch: int, points: int, seed: Sequence[int], *, rank: int = 0, processes: int = 1,
+    ) -> MatchBatch:
+        """Draw `batch` images, with `points` points of a partner view each as the common pool.
+
+        seed: of the choice, which is the same whatever the number of processes; rank: of the
+        process whose share of the images is given.
+        """
+        if batch < processes:
+            raise ConfigError(f'a batch of {batch} images cannot be shared by {processes} '
+                              'processes; raise matcher_training.batch or start fewer')
+        random = np.random.default_rng(seed)
         share = np.array([len(group) for group in self.groups], float)
         group = self.groups[random.choice(len(self.groups), p=share / share.sum())]
         chosen = random.choice(group, batch, replace=len(group) < batch)
         pool, features = [], []
         for k in chosen:
             partner = self.references[random.choice(self.partners[k])]
-            index = torch.from_numpy(random.integers(len(partner.points), size=points))
-            pool.append(partner.points[index])
-            if partner.features is not None:
-                features.append(partner.features[index])
+            places = partner.points
+            index = torch.from_numpy(random.integers(len(places), size=points))
+            pool.append(places[index])
+            inner = partner.features
+            if inner is not None:
+                features.append(inner[index])
         points_in_map = torch.cat(pool)
-        pictures, seen, pixels = [], [], []
-        for k in chosen:
-            reference = self.references[k]
+        seeds = random.integers(2 ** 62, size=batch + 1).tolist()
+        pictures, seen, pixels, own = [], [], [], range(rank, batch, processes)
+        for k, image_seed in ((chosen[n], seeds[n]) for n in own):
+            reference, random = self.references[k], np.random.default_rng(image_seed)
             picture, camera, pose = turn_and_zoom(
                 self.pictures[k], reference.view.camera, reference.map_from_camera.numpy(),
                 self.augmentation, random)
@@ -80,4 +101,15 @@ class MatchDataset:
             pixels.append(camera.project(turned[index]))
         return MatchBatch(
             torch.stack(pictures).permute(0, 3, 1, 2), self.frame.to_scene(points_in_map),
-            torch.cat(features) if features else None, seen, pixels)
+            torch.cat(features) if features else None, seen, pixels, seeds[-1],
+            [seeds[n] for n in own])
+
+
+def overlap_of(references: Sequence[ReferenceView]) -> Tensor:
+    """Share of view j's points that view i sees: (K, K) indexed [i, j]."""
+    return overlap_matrix(
+        (reference.points for reference in references),
+        [reference.view.camera for reference in references],
+        torch.stack([reference.map_from_camera for reference in references]).float(),
+        (reference.depth for reference in references), OVERLAP_SAMPLES,
+        torch.Generator().manual_seed(0))

@@ -1,26 +1,31 @@
-"""Training the matcher on one or several maps."""
+"""Training the matcher on one or several maps, by one process or by several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.mapping.augmentation import AugmentationConfig
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
+from nerfmatch_ros.mapping.engine import total
 from nerfmatch_ros.mapping.match_dataset import MatchBatch, MatchDataset
+from nerfmatch_ros.mapping.matching_loss import MatchingLoss
+from nerfmatch_ros.mapping.pair_dataset import PairDataset, PairGroup
+from nerfmatch_ros.mapping.pair_loss import PairLoss
+from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.mapping.training_clock import TrainingClock
-from nerfmatch_ros.matching.coarse_matching import dual_softmax_loss
-from nerfmatch_ros.matching.fine_matching import (
-    fine_logits,
-    fine_loss,
-    FINE_STRIDE,
-    window_features,
-)
-from nerfmatch_ros.matching.matcher import cell_centres, COARSE_STRIDE, NeRFMatcher
-from nerfmatch_ros.matching.supervision import cells_of_pixels
+from nerfmatch_ros.matching.make_matcher import Matcher
+from nerfmatch_ros.matching.matcher import NeRFMatcher
+from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 import numpy as np
 import torch
-from torch import nn, Tensor
-import torch.nn.functional as F
+from torch import nn
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 CHECKPOINT_STEPS = 250  # between interim states
 
@@ -30,116 +35,155 @@ class MatcherTrainingConfig:
     """Budget and learning rate of the training of a matcher."""
 
     steps: int = 12000  # at most; on a CPU the minutes of the build end it first
-    batch: int = 6  # images per step
+    batch: int = 6  # images per step, of all processes; kind 'paper': pairs of image and view
     points: int = 384  # scene points per image of the batch; all serve all images
     fine_matches: int = 256  # per image
     rate: float = 2e-3
     weight_decay: float = 1e-2
     jitter: float = 0.003  # scene units, std; views never agree exactly on a surface
     seed: int = 0
+    # The rest is for a matcher of kind 'paper', which needs no points, fine_matches and jitter.
+    loss: str = 'focal'  # 'focal' as released, 'log' as in the paper (Eq. 3 and 4)
+    pairs_at_once: int = 2  # whose loss is one mean; processes share these groups of the batch
+    partners: int = 20  # most covisible reference views of an image, of which its pairs are made
+    self_pairs: int = 10  # times an image is listed with its own view
+    augment: bool = False  # vary the images as `augmentation` says
+
+    def __post_init__(self):
+        """Refuse values that no training can work with."""
+        if self.loss not in ('focal', 'log'):
+            raise ConfigError(f"matcher_training.loss is '{self.loss}'; use focal or log")
+        least = {'steps': 1, 'batch': 1, 'points': 1, 'fine_matches': 1, 'pairs_at_once': 1,
+                 'partners': 0, 'self_pairs': 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ConfigError(f'matcher_training.{name} is {getattr(self, name)}; '
+                                  f'give {smallest} or more')
+        if not self.partners and not self.self_pairs:
+            raise ConfigError('matcher_training has partners 0 and self_pairs 0, which leaves no '
+                              'pair to learn from; raise one of them')
 
 
-def matching_loss(
-    matcher: NeRFMatcher, batch: MatchBatch, config: MatcherTrainingConfig,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Coarse and fine loss of a batch (paper, Eq. 3 and 4), means over its images.
+def training_data(
+    images: Sequence[PosedImage], references: Sequence[ReferenceView], frame: SceneFrame,
+    kind: str, config: MatcherTrainingConfig, augmentation: AugmentationConfig,
+) -> MatchDataset | PairDataset:
+    """Make the data set of one map for a matcher of a kind, 'own' or 'paper'."""
+    if kind == 'own':
+        return MatchDataset(images, references, frame, augmentation)
+    return PairDataset(images, references, partners=config.partners,
+                       self_pairs=config.self_pairs,
+                       augmentation=augmentation if config.augment else None)
 
-    Images are encoded in bfloat16. Similarities are not: scaled by the temperature they would be
-    rounded to steps of a quarter, which blurs what tells neighbouring points apart.
-    """
-    device = next(matcher.parameters()).device
-    rows, columns = (side // COARSE_STRIDE for side in batch.images.shape[-2:])
-    with torch.autocast(device.type, torch.bfloat16):
-        tokens, fine = matcher.encode_images(
-            batch.images.to(device).contiguous(memory_format=torch.channels_last))
-    noise = torch.randn(batch.points.shape, generator=generator)
-    features = None if batch.features is None else batch.features.to(device)
-    points = matcher.encode_points((batch.points + config.jitter * noise).to(device), features)
-    descriptors = F.normalize(points.coarse.float(), dim=-1)
-    zero = tokens.sum() * 0
-    # Unbound once: the gradient of an indexed image would be a whole batch of zeros each time.
-    tokens = tokens.unbind(0)
-    fine = fine.split(1) if matcher.config.fine else None
-    coarse_losses, fine_losses = [], []
-    for k, (seen, pixels) in enumerate(zip(batch.seen, batch.pixels)):
-        if len(seen) < 8:
-            continue
-        cells = F.normalize(tokens[k].float(), dim=-1)
-        cell = cells_of_pixels(pixels, rows, columns, COARSE_STRIDE)
-        coarse_losses.append(dual_softmax_loss(
-            cells, descriptors, cell.to(device), seen.to(device), matcher.scale))
-        if not matcher.config.fine:
-            continue
-        chosen = torch.randperm(len(seen), generator=generator)[:config.fine_matches]
-        # The window of a wrong neighbouring cell must lead to the point as well.
-        shift = torch.randint(-1, 2, (len(chosen), 2), generator=generator) * FINE_STRIDE
-        centres = cell_centres(cell[chosen], columns) + shift
-        window, positions, inside = window_features(
-            fine[k], torch.zeros_like(chosen).to(device), centres.to(device),
-            matcher.config.window)
-        logits = fine_logits(window.float(), points.fine[seen[chosen].to(device)].float(),
-                             inside, matcher.fine_scale)
-        fine_losses.append(fine_loss(logits, positions, inside, pixels[chosen].to(device)))
-    return (torch.stack(coarse_losses).mean() if coarse_losses else zero,
-            torch.stack(fine_losses).mean() if fine_losses else zero)
+
+def rate_at(config: MatcherTrainingConfig, kind: str, step: int, progress: float) -> float:
+    """Learning rate of a step; progress in [0, 1] of the training."""
+    falling = 0.5 * (1 + math.cos(math.pi * progress))
+    if kind == 'paper':  # as published: no warm-up, down to 1e-8
+        return 1e-8 + (config.rate - 1e-8) * falling
+    return config.rate * min(1, (step + 1) / 50) * (0.01 + 0.99 * falling)
 
 
 def fit_feature_statistics(matcher: NeRFMatcher, datasets: list[MatchDataset]) -> None:
     """Set the mean and spread by which the matcher normalises inner features."""
     if matcher.config.feature_layer is None:
         return
-    features = torch.cat([
-        reference.features[::7].float() for dataset in datasets
-        for reference in dataset.references])
-    matcher.feature_mean.copy_(features.mean(0))
-    matcher.feature_std.copy_(features.std(0) + 1e-3)
+    count, total_, squares = 0, 0.0, 0.0
+    for dataset in datasets:
+        for reference in dataset.references:  # one at a time: they may lie in a file
+            features = reference.features[::7].double()
+            count += len(features)
+            total_ = total_ + features.sum(0)
+            squares = squares + features.square().sum(0)
+    mean = total_ / count
+    spread = ((squares - count * mean ** 2) / max(count - 1, 1)).clamp(min=0).sqrt()
+    matcher.feature_mean.copy_(mean)
+    matcher.feature_std.copy_(spread + 1e-3)
 
 
 def train_matcher(
-    matcher: NeRFMatcher, datasets: list[MatchDataset], config: MatcherTrainingConfig, *,
-    checkpoint: Path, minutes: float | None = None, device: str = 'cpu',
+    matcher: Matcher, datasets: list[MatchDataset] | list[PairDataset],
+    config: MatcherTrainingConfig, *, engine: 'Fabric', checkpoint: Path,
+    minutes: float | None = None,
     report: Callable[[float, dict], None] = lambda progress, numbers: None,
-) -> NeRFMatcher:
+) -> Matcher:
     """Train a matcher in place; goes on from `checkpoint` if that exists.
 
-    datasets: one per map; a step draws all its images from one of them. report: called with the
-    progress in [0, 1] and the smoothed losses.
+    datasets: one per map, PairDataset for a matcher of kind 'paper'; a step draws all its images
+    from one of them. All processes of the engine call this and share each step's images; what a
+    step draws depends on the seed and the step alone, so a training that was interrupted goes on
+    as it would have. report: called with the progress in [0, 1] and the smoothed losses.
     """
-    fit_feature_statistics(matcher, datasets)
-    matcher.to(device).to(memory_format=torch.channels_last)
-    decayed = [p for p in matcher.parameters() if p.dim() > 1]
-    plain = [p for p in matcher.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{'params': decayed, 'weight_decay': config.weight_decay},
-         {'params': plain, 'weight_decay': 0.0}], lr=config.rate, fused=True)
-    clock = TrainingClock(steps=config.steps, minutes=minutes)
-    if checkpoint.exists():
-        load_checkpoint(checkpoint, matcher, optimizer, clock)
-    random = np.random.default_rng([config.seed, clock.step])
-    generator = torch.Generator().manual_seed(config.seed + clock.step)
+    paper = matcher.config.kind == 'paper'
+    if not paper:
+        fit_feature_statistics(matcher, datasets)
+    matcher.to(memory_format=torch.channels_last)
+    loss = PairLoss(matcher, kind=config.loss) if paper else MatchingLoss(
+        matcher, jitter=config.jitter, fine_matches=config.fine_matches)
+    wrapped, optimizer, bare = _set_up(engine, loss, config)
+    clock = TrainingClock(steps=config.steps, minutes=minutes, engine=engine)
+    # The state of the matcher, not of the loss around it, is what a checkpoint holds.
+    load_checkpoint(checkpoint, matcher, bare, clock, engine=engine)
     smoothed: dict[str, float] = {}
-    matcher.train()
+    wrapped.train()
     clock.pause()
     while clock.running:
-        rate = config.rate * min(1, (clock.step + 1) / 50) * (
-            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * clock.progress)))
-        for group in optimizer.param_groups:
-            group['lr'] = rate
-        dataset = datasets[random.integers(len(datasets))]
-        batch = dataset.draw(config.batch, config.points, random)
-        coarse, fine = matching_loss(matcher, batch, config, generator)
-        optimizer.zero_grad(set_to_none=True)
-        (coarse + fine).backward()
-        nn.utils.clip_grad_norm_(matcher.parameters(), 5.0)
-        optimizer.step()
+        for group in bare.param_groups:
+            group['lr'] = rate_at(config, matcher.config.kind, clock.step, clock.progress)
+        seed = [config.seed, clock.step]
+        dataset = datasets[np.random.default_rng(seed).integers(len(datasets))]
+        losses = _step(engine, wrapped, optimizer, _shares(dataset, config, seed, engine),
+                       clip=None if paper else 5.0)
         clock.tick()
-        for name, value in (('coarse', coarse), ('fine', fine)):
-            smoothed[name] = 0.97 * smoothed.get(name, value.item()) + 0.03 * value.item()
+        for name, value in zip(('coarse', 'fine'), losses):
+            smoothed[name] = 0.97 * smoothed.get(name, value) + 0.03 * value
         if clock.step % 10 == 0:
             report(clock.progress, {**smoothed, 'step': clock.step})
         if clock.step % CHECKPOINT_STEPS == 0:
-            save_checkpoint(checkpoint, matcher, optimizer, clock)
+            save_checkpoint(checkpoint, matcher, bare, clock, engine=engine)
             clock.pause()
-    matcher.eval()
-    return matcher
+    return matcher.eval()
+
+
+def _set_up(engine: 'Fabric', loss: nn.Module, config: MatcherTrainingConfig,
+            ) -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Give the loss and its optimizer as the engine wraps them, and the optimizer bare."""
+    loss.to(engine.device)
+    decayed = [p for p in loss.parameters() if p.dim() > 1]
+    plain = [p for p in loss.parameters() if p.dim() <= 1]
+    bare = torch.optim.AdamW(
+        [{'params': decayed, 'weight_decay': config.weight_decay},
+         {'params': plain, 'weight_decay': 0.0}], lr=config.rate, fused=True)
+    wrapped, optimizer = engine.setup(loss, bare)
+    return wrapped, optimizer, bare
+
+
+def _shares(
+    dataset: MatchDataset | PairDataset, config: MatcherTrainingConfig, seed: list[int],
+    engine: 'Fabric',
+) -> list[MatchBatch] | list[PairGroup]:
+    """Draw a step's batch and give this process's share of it, in parts that fit into memory."""
+    own = {'rank': engine.global_rank, 'processes': engine.world_size}
+    if isinstance(dataset, PairDataset):
+        return dataset.draw(config.batch, config.pairs_at_once, seed, **own)
+    return [dataset.draw(config.batch, config.points, seed, **own)]
+
+
+def _step(engine: 'Fabric', wrapped: nn.Module, optimizer: torch.optim.Optimizer,
+          shares: list[MatchBatch] | list[PairGroup], *, clip: float | None) -> list[float]:
+    """Make one step with the mean loss of all processes' shares; gives both losses of it."""
+    optimizer.zero_grad(set_to_none=True)
+    counted = total(engine, torch.tensor(
+        float(sum(share.size for share in shares)), device=engine.device)).item()
+    sums = torch.zeros(2, device=engine.device)
+    for number, share in enumerate(shares, 1):
+        # Gradients are averaged over the processes, with the last part of each one's share.
+        with engine.no_backward_sync(wrapped, enabled=number < len(shares)):
+            losses = wrapped(share)
+            weight = share.size / max(counted, 1)
+            engine.backward(losses.sum() * weight * engine.world_size)
+        sums += weight * losses.detach()
+    if clip is not None:
+        nn.utils.clip_grad_norm_(wrapped.parameters(), clip)
+    optimizer.step()
+    return total(engine, sums).tolist()

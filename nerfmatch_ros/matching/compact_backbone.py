@@ -5,6 +5,7 @@ blocks are MetaFormer-like (depthwise mixing, then a pointwise MLP) but with bat
 which learns faster from few images; stages at 1/16 and 1/32 widen what a token sees.
 """
 
+from nerfmatch_ros.matching.shared_batch_norm import SharedBatchNorm2d
 from torch import nn, Tensor
 import torch.nn.functional as F
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 def _conv(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
+        SharedBatchNorm2d(channels_out), nn.ReLU(inplace=True))
 
 
 class MixingBlock(nn.Module):
@@ -26,10 +27,10 @@ class MixingBlock(nn.Module):
         hidden = channels * expansion
         self.mix = nn.Sequential(*(layer for _ in range(2) for layer in (
             nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False),
-            nn.BatchNorm2d(channels))))
+            SharedBatchNorm2d(channels))))
         self.widen = nn.Conv2d(channels, hidden, 1)
         self.narrow = nn.Sequential(
-            nn.Conv2d(hidden, channels, 1, bias=False), nn.BatchNorm2d(channels))
+            nn.Conv2d(hidden, channels, 1, bias=False), SharedBatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""

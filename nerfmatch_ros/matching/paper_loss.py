@@ -42,16 +42,18 @@ class Pairs:
 
 
 def true_pairs(
-    pixels: list[Tensor], visible: list[Tensor], rows: int, columns: int, stride: int, *,
+    pixels: list[Tensor], visible: list[Tensor], grids: list[tuple[int, int]], stride: int, *,
     border: int = 0,
 ) -> Pairs:
     """Pair points with the cells that see them.
 
-    pixels: per image (m, 2), where its points project; visible: per image (m,) bool; border: rows
-    at the top and columns at the left that take part in no pair (the released code: 1).
+    pixels: per image (m, 2), where its points project; visible: per image (m,) bool; grids: per
+    image, rows and columns of its cells; border: rows at the top and columns at the left that take
+    part in no pair (the released code: 1).
     """
     found = []
-    for image, (place, seen) in enumerate(zip(pixels, visible, strict=True)):
+    for image, (place, seen, (rows, columns)) in enumerate(
+            zip(pixels, visible, grids, strict=True)):
         cell = torch.floor((place + 0.5) / stride)
         cell = cell.nan_to_num(nan=-1).clamp(-1, max(rows, columns)).long()
         inside = seen & (cell >= border).all(-1) & (cell[:, 0] < columns) & (cell[:, 1] < rows)

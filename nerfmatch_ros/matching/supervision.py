@@ -4,6 +4,8 @@ The published code tests neither the sign of the depth nor occlusion; both are t
 the depth that the field renders in the image's own view.
 """
 
+from collections.abc import Iterable, Sequence
+
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import inverse, transform_points
 import torch
@@ -42,16 +44,17 @@ def cells_of_pixels(pixels: Tensor, rows: int, columns: int, stride: int) -> Ten
 
 
 def overlap_matrix(
-    points: list[Tensor], cameras: list[Camera], poses: Tensor, depths: list[Tensor],
+    points: Iterable[Tensor], cameras: Sequence[Camera], poses: Tensor, depths: Iterable[Tensor],
     samples: int, generator: torch.Generator,
 ) -> Tensor:
     """Share of view j's points that view i sees: (K, K) indexed [i, j].
 
     points: per view (n, 3) map frame; poses: (K, 4, 4); depths: per view (rows, columns) metres.
+    Points and depths are asked for one view at a time, so that they may come from a file.
     """
     drawn = [p[torch.randint(len(p), (samples,), generator=generator)] if len(p) else
              p.new_full((samples, 3), torch.nan) for p in points]
     pooled = torch.cat(drawn)
-    seen = [visible_points(pooled, camera, pose, depth).view(len(points), samples).float().mean(1)
+    seen = [visible_points(pooled, camera, pose, depth).view(len(drawn), samples).float().mean(1)
             for camera, pose, depth in zip(cameras, poses, depths)]
     return torch.stack(seen)

@@ -1,0 +1,34 @@
+"""Batch normalisation over the images of all processes that train together.
+
+Torch's own `SyncBatchNorm` runs on CUDA only. With one process, and after training, this is
+`BatchNorm2d` itself, weights and names included.
+"""
+
+import torch
+from torch import distributed, nn, Tensor
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """`BatchNorm2d` whose mean and variance are those of the whole batch, not of one share."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, h, w); every process calls this, with B of its own."""
+        if not (self.training and distributed.is_available() and distributed.is_initialized()
+                and distributed.get_world_size() > 1):
+            return super().forward(x)
+        # Here because a torch that was built for inference alone has no such module.
+        from torch.distributed.nn.functional import all_reduce
+        values = x.float()
+        count = values.new_full((1,), values.numel() / values.shape[1])
+        sums = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)),
+                                     count]))
+        channels, count = values.shape[1], sums[-1]
+        mean = sums[:channels] / count
+        variance = (sums[channels:-1] / count - mean ** 2).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        factor = self.weight * torch.rsqrt(variance + self.eps)
+        shape = (1, -1, 1, 1)
+        return (values * factor.view(shape) + (self.bias - mean * factor).view(shape)).to(x.dtype)

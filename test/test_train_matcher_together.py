@@ -1,0 +1,82 @@
+"""Two processes train a matcher like one, also after one of them was killed."""
+
+from dataclasses import replace
+import os
+import signal
+
+from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.mapping import train_matcher as module
+from nerfmatch_ros.mapping.augmentation import AugmentationConfig
+from nerfmatch_ros.mapping.engine import make_engine
+from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig, training_data
+from nerfmatch_ros.matching.make_matcher import make_matcher
+from nerfmatch_ros.matching.matcher import MatcherConfig
+import numpy as np
+from processes import run_together, WorkerDiedError
+import pytest
+from sphere_scene import FRAME, sphere_images, sphere_references
+import torch
+
+CONFIG = MatcherTrainingConfig(steps=30, batch=3, points=60, fine_matches=30)
+PAIRS = replace(CONFIG, batch=3, pairs_at_once=1, rate=4e-4, weight_decay=0.0, steps=20)
+FULL = replace(MatcherConfig.published(fine=True), backbone='convformer_s18', octaves=4,
+               self_attention=1)
+KINDS = {'own': (MatcherConfig(channels=32, fine_channels=8, point_hidden=32, octaves=4), CONFIG),
+         'paper': (FULL, PAIRS)}
+
+
+def train(folder, kind, killed=None) -> tuple[list, dict[str, np.ndarray]]:
+    """Losses now and then and the weights in the end; the process `killed` ends in step 20."""
+    engine = make_engine('cpu')
+    module.CHECKPOINT_STEPS = 10
+    matcher_config, config = KINDS[kind]
+    images = sphere_images()[:3]
+    dataset = training_data(images, sphere_references(images), FRAME, kind, config,
+                            AugmentationConfig())
+    curve = []
+
+    def report(done, numbers):
+        curve.append([numbers['coarse'], numbers['fine']])
+        if engine.global_rank == killed and numbers['step'] == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.manual_seed(engine.global_rank)  # the first process's weights count
+    matcher = make_matcher(matcher_config, 4)
+    module.train_matcher(matcher, [dataset], config, engine=engine,
+                         checkpoint=folder / 'checkpoint', report=report)
+    return curve, {name: value.numpy() for name, value in matcher.state_dict().items()}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_two_processes_learn_what_one_learns(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'CHECKPOINT_STEPS', 10)
+    for name in ('one', 'two'):
+        (tmp_path / name).mkdir()
+    alone = train(tmp_path / 'one', kind)
+    first, second = run_together(2, train, tmp_path / 'two', kind)
+    np.testing.assert_allclose(first[0], alone[0], rtol=0.02)
+    assert first[0] == second[0]
+    for name, value in first[1].items():
+        np.testing.assert_array_equal(second[1][name], value, err_msg=name)
+
+
+def test_a_training_goes_on_after_a_worker_was_killed(tmp_path):
+    for name in ('whole', 'killed'):
+        (tmp_path / name).mkdir()
+    whole = run_together(2, train, tmp_path / 'whole', 'own')
+    with pytest.raises(WorkerDiedError, match='-9'):
+        run_together(2, train, tmp_path / 'killed', 'own', 1)
+    assert (tmp_path / 'killed' / 'checkpoint').exists()
+    for other, resumed in zip(whole, run_together(2, train, tmp_path / 'killed', 'own')):
+        assert len(resumed[0]) < len(other[0]) == 3
+        for name, value in other[1].items():
+            np.testing.assert_array_equal(resumed[1][name], value, err_msg=name)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_batch_that_cannot_be_shared_is_refused(kind):
+    images = sphere_images()[:2]
+    dataset = training_data(images, sphere_references(images), FRAME, kind, PAIRS,
+                            AugmentationConfig())
+    with pytest.raises(ConfigError, match='cannot be shared by 4'):
+        dataset.draw(3, 1, [0], rank=0, processes=4)
