@@ -27,6 +27,11 @@ class Fixture:
     def __init__(self, name: str):
         self._arrays = np.load(FOLDER / f'{name}.npz')
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays."""
+        return list(self._arrays)
+
     def __getitem__(self, key: str) -> torch.Tensor:
         """Give one array."""
         return torch.from_numpy(self._arrays[key])

@@ -4,7 +4,7 @@ import time
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
-from nerfmatch_ros.mapping.engine import from_first, make_engine, once, total
+from nerfmatch_ros.mapping.engine import from_first, gathered, make_engine, once, total
 from nerfmatch_ros.mapping.training_clock import TrainingClock
 import numpy as np
 from processes import run_together
@@ -48,6 +48,7 @@ def speak(folder) -> dict:
     return {'rank': rank, 'seen': seen, 'progress': clock.progress, 'missing': missing,
             'loaded': loaded, 'weight': module.weight.tolist(),
             'first': from_first(engine, 5.0 + rank),
+            'gathered': gathered(engine, torch.arange(1 + rank)).tolist(),
             'total': total(engine, torch.tensor([1.0, rank])).tolist()}
 
 
@@ -66,6 +67,7 @@ def test_the_first_process_writes_and_its_clock_counts(tmp_path):
     assert one['loaded'] and two['loaded'] and not one['missing'] and not two['missing']
     assert one['first'] == two['first'] == 5.0
     assert one['total'] == two['total'] == [2, 1]
+    assert one['gathered'] == two['gathered'] == [0, 0, 0, 1]
 
 
 def test_two_shares_of_a_batch_give_the_gradient_of_the_whole():

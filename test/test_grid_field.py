@@ -95,7 +95,7 @@ def test_the_guide_follows_densities_that_were_evaluated(generator):
     edges = field.propose(rays).edges
     density = torch.full((len(rays), TINY.samples), 20.0)
     for _ in range(12):
-        field.update_guide(rays, edges, density, decay=0.05)
+        field.update_guide(*field.guide_entries(rays, edges, density), decay=0.05)
     points = rays.origins[:, None] + midpoints(edges)[..., None] * rays.directions[:, None]
     touched = field.guide[field._guide_index(contract(points))]
     torch.testing.assert_close(touched, torch.full_like(touched, 20.0), rtol=0.01, atol=0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.localization.localizer import LocalizerConfig
 from nerfmatch_ros.mapping.build_map import BuildConfig
-from nerfmatch_ros.mapping.train_field import FieldTrainingConfig
+from nerfmatch_ros.mapping.field_loss import FieldTrainingConfig
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.radiance_field.grid_field import GridFieldConfig

@@ -21,7 +21,7 @@ from nerfmatch_ros.evaluation.evaluate import localize_all, summarize
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
 from nerfmatch_ros.mapping.build_map import build_map, BuildConfig, FIELD_PICTURE
-from nerfmatch_ros.mapping.train_field import FieldTrainingConfig
+from nerfmatch_ros.mapping.field_loss import FieldTrainingConfig
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.radiance_field.grid_field import GridFieldConfig

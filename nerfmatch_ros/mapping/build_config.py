@@ -8,8 +8,8 @@ from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.localization.localizer import LocalizerConfig
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig
 from nerfmatch_ros.mapping.calibrate import CalibrationConfig
+from nerfmatch_ros.mapping.field_loss import FieldTrainingConfig
 from nerfmatch_ros.mapping.multi_view_depth import MultiViewDepthConfig
-from nerfmatch_ros.mapping.train_field import FieldTrainingConfig
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.scene_map import FieldConfig

@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 import shutil
 import time
+from typing import TYPE_CHECKING
 
 import cv2
 from nerfmatch_ros.config import to_dict
@@ -31,7 +32,7 @@ from nerfmatch_ros.mapping.depth_map import (
     load_depth_maps,
     save_depth_maps,
 )
-from nerfmatch_ros.mapping.engine import make_engine
+from nerfmatch_ros.mapping.engine import from_first, make_engine, once
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
 from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
@@ -39,7 +40,7 @@ from nerfmatch_ros.mapping.reference_store import open_references, render_into_s
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.train_field import train_field
 from nerfmatch_ros.mapping.train_matcher import train_matcher, training_data
-from nerfmatch_ros.mapping.training_pixels import PixelSize
+from nerfmatch_ros.mapping.training_pixels import PixelSize, write_pixels
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.field import RadianceField
@@ -50,6 +51,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 import torch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 LOG = logging.getLogger(__name__)
 FEWEST_IMAGES = 4
@@ -66,34 +70,41 @@ def build_map(
     minutes: of training in all, instead of `config.minutes`; keep_work_folder: leave the stages'
     own results in `<output>.build`, for another build that shares some of them. Raises DataError
     for input that cannot become a map. The old map in `output` stays until the new one is whole.
+    Under torchrun all processes call this; the first one does what is no training.
     """
     _check(images)
     _check_networks(config)
     keep_freed_memory()
     started = time.monotonic()
     minutes = config.minutes if minutes is None else minutes
-    work = _open_work_folder(output, images, config, minutes)
+    engine = make_engine(device)
+    output = Path(output).resolve()
+    work = output.with_name(output.name + '.build')
+    once(engine, lambda: _open_work_folder(output, work, images, config, minutes))
     torch.manual_seed(config.seed)
-    with _progress() as progress:
-        stages = _Stages(progress, config, device, minutes, work)
+    with _progress(shown=engine.is_global_zero) as progress:
+        stages = _Stages(progress, config, engine, minutes, work)
         sparse = stages.sparse_points(images)
         frame = _scene_frame(images, sparse, config.scene_frame)
         depths = stages.depths(images, sparse, frame)
         field, quality = stages.field(images, sparse, depths, frame)
         references = stages.references(images, field, frame)
         matcher = stages.matcher(images, references, field, frame)
-        scene_map = assemble_map(
-            images, references, field, matcher, frame, config, device=device, notes={
-                'images': len(images), 'extent_m': _extent(images),
-                'sparse_points': len(sparse.points), **quality,
-                'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
-            report=stages.bar('surface, words'))
-        scene_map = stages.calibrated(scene_map, images)
-    scene_map.save(output)
-    shutil.copy(work / FIELD_PICTURE, output)
-    if not keep_work_folder:
-        shutil.rmtree(work)
-    LOG.info('map saved to %s', output)
+
+        def finish() -> None:
+            scene_map = assemble_map(
+                images, references, field, matcher, frame, config, device=str(engine.device),
+                notes={'images': len(images), 'extent_m': _extent(images),
+                       'sparse_points': len(sparse.points), **quality,
+                       'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
+                report=stages.bar('surface, words'))
+            stages.calibrated(scene_map, images).save(output)
+            shutil.copy(work / FIELD_PICTURE, output)
+            if not keep_work_folder:
+                shutil.rmtree(work)
+            LOG.info('map saved to %s', output)
+
+        once(engine, finish)
     return SceneMap.load(output)
 
 
@@ -128,17 +139,16 @@ def _check_networks(config: BuildConfig) -> None:
 
 
 def _open_work_folder(
-    output: Path, images: list[PosedImage], config: BuildConfig, minutes: float | None,
-) -> Path:
-    """Make `<output>.build`, or find it left by the same build."""
-    output = Path(output).resolve()
+    output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
+    minutes: float | None,
+) -> None:
+    """Make the folder `work`, or find it left by the same build."""
     if output.exists() and not output.is_dir():
         raise DataError(f'{output} is a file; give a folder for the map')
     if output.exists() and any(output.iterdir()) and not (output / 'map.yaml').exists():
         raise DataError(f'{output} is not empty and holds no map; choose another folder')
     if minutes is not None and not minutes > 0:
         raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
-    work = output.with_name(output.name + '.build')
     work.mkdir(parents=True, exist_ok=True)
     identity = json.dumps([
         to_dict(config), minutes,
@@ -150,14 +160,13 @@ def _open_work_folder(
             f'{work} holds the unfinished build of other photographs, poses or options; '
             'repeat that command to finish it, or delete the folder to start anew')
     write_text(path, mark)
-    return work
 
 
-def _progress() -> Progress:
+def _progress(*, shown: bool) -> Progress:
     return Progress(
         TextColumn('{task.description:<16}'), BarColumn(), TextColumn('{task.percentage:>3.0f}%'),
         TimeElapsedColumn(), TextColumn('eta'), TimeRemainingColumn(),
-        TextColumn('{task.fields[numbers]}'), console=Console(stderr=True))
+        TextColumn('{task.fields[numbers]}'), console=Console(stderr=True), disable=not shown)
 
 
 def _scene_frame(
@@ -172,12 +181,20 @@ def _scene_frame(
 
 
 class _Stages:
-    """The stages of one build: each gives its result, from the work folder if it is there."""
+    """The stages of one build: each gives its result, from the work folder if it is there.
 
-    def __init__(self, progress: Progress, config: BuildConfig, device: str,
+    Trainings are work of all processes; the first one does the rest while the others wait.
+    """
+
+    def __init__(self, progress: Progress, config: BuildConfig, engine: 'Fabric',
                  minutes: float | None, work: Path):
-        self.progress, self.config, self.device = progress, config, device
+        self.progress, self.config, self.engine = progress, config, engine
         self.minutes, self.work = minutes, work
+        self.device = str(engine.device)
+
+    def _once(self, path: Path, make: Callable[[], None]) -> None:
+        """Let the first process make what lies at `path`, unless it is there."""
+        once(self.engine, lambda: None if path.exists() else make())
 
     def bar(self, name: str) -> Callable[[float, dict], None]:
         task = self.progress.add_task(name, total=1.0, numbers='')
@@ -189,6 +206,8 @@ class _Stages:
             self.progress.update(task, completed=done, numbers=text)
             # A bar is of no use in a log file, so lines take its place there.
             now = time.monotonic()
+            if not self.engine.is_global_zero:
+                return
             if not self.progress.console.is_terminal and (done >= 1 or now > logged + 30):
                 logged = now
                 LOG.info('%s: %.0f %% %s', name, 100 * done, text)
@@ -201,11 +220,12 @@ class _Stages:
         """Triangulate what the photographs have in common."""
         path = self.work / 'sparse_points.npz'
         report = self.bar('sparse points')
-        if not path.exists():
-            sparse = triangulate(images)
-            temporary = path.with_suffix('.tmp.npz')
-            np.savez(temporary, **vars(sparse))
-            temporary.replace(path)
+
+        def make() -> None:
+            with written_atomically(path) as temporary:
+                np.savez(temporary, **vars(triangulate(images)))
+
+        self._once(path, make)
         with np.load(path, allow_pickle=False) as stored:
             sparse = SparsePoints(**{key: stored[key] for key in stored.files})
         report(1.0, {'points': len(sparse.points)})
@@ -218,14 +238,16 @@ class _Stages:
         path = self.work / 'depth.npz'
         report = self.bar('depth')
         kept = self._kept(images)
-        if not path.exists():
+
+        def make() -> None:
             scale = frame.scene_from_map.scale
             maps = multi_view_depth(
                 [images[k] for k in kept], _of_images(sparse, kept), self.config.depth,
                 depth_range=(frame.near / scale, frame.far / scale), report=report)
-            temporary = path.with_suffix('.tmp.npz')
-            save_depth_maps(temporary, maps)
-            temporary.replace(path)
+            with written_atomically(path) as temporary:
+                save_depth_maps(temporary, maps)
+
+        self._once(path, make)
         maps = load_depth_maps(path)
         report(1.0, {'known': known_share(maps)})
         return maps
@@ -245,21 +267,15 @@ class _Stages:
         field = config.field.make(len(kept)).to(self.device)
         path = self.work / 'field.safetensors'
         report = self.bar('field')
-        if not path.exists():
-            dataset = RayDataset(
-                [images[k] for k in kept], frame, _of_images(sparse, kept), how=self._how(field),
-                depths=depths, depth_tolerance=config.depth.tolerance, device=self.device,
-                file=self.work / 'pixels')
-            train_field(field, dataset, config.field_training,
-                        checkpoint=self.work / 'field.checkpoint',
-                        minutes=self._minutes(config.field_share), report=report)
-            _save(field, path)
-            for used in ('field.checkpoint', 'pixels'):
-                (self.work / used).unlink(missing_ok=True)
+        if not from_first(self.engine, path.exists()):
+            self._train_field(field, [images[k] for k in kept], _of_images(sparse, kept), depths,
+                              frame, report)
+            once(self.engine, lambda: _save(field, path, 'field.checkpoint', 'pixels'))
         field.load_state_dict(load_file(path))
         field.eval().requires_grad_(False)
         quality = self.work / 'field.json'
-        if not quality.exists():
+
+        def measure() -> None:
             # A set too small to spare a photograph is shown by one that the field has seen.
             shown = compare_with_photographs(
                 field, frame, [images[k] for k in held or [0]], self._how(field))
@@ -269,9 +285,24 @@ class _Stages:
                 'held_out_psnr_db': float(np.mean(shown.psnr)) if held else None,
                 'held_out': [images[k].name for k in held],
                 'depth_known': known_share(depths)}))
+
+        self._once(quality, measure)
         numbers = json.loads(quality.read_text())
         report(1.0, {'held-out PSNR': numbers['held_out_psnr_db'] or float('nan')})
         return field, numbers
+
+    def _train_field(
+        self, field: RadianceField, images: list[PosedImage], sparse: SparsePoints,
+        depths: list[DepthMap | None], frame: SceneFrame, report: Callable[[float, dict], None],
+    ) -> None:
+        config, how, pixels = self.config, self._how(field), self.work / 'pixels'
+        self._once(pixels, lambda: write_pixels(pixels, images, how))
+        dataset = RayDataset(
+            images, frame, sparse, how=how, depths=depths,
+            depth_tolerance=config.depth.tolerance, device=self.device, file=pixels)
+        train_field(field, dataset, config.field_training, engine=self.engine,
+                    checkpoint=self.work / 'field.checkpoint',
+                    minutes=self._minutes(config.field_share), report=report)
 
     def _how(self, field: RadianceField) -> PixelSize:
         training = self.config.field_training
@@ -283,8 +314,9 @@ class _Stages:
         """Render what each map camera sees."""
         options = {'longest_side': self.config.longest_side, 'size': self.config.working_size}
         path, report = self.work / 'references', self.bar('reference views')
-        render_into_store(path, field, frame, images, report=report,
-                          feature_layer=self.config.matcher.feature_layer, **options)
+        once(self.engine, lambda: render_into_store(
+            path, field, frame, images, report=report,
+            feature_layer=self.config.matcher.feature_layer, **options))
         report(1.0)
         return open_references(path, images, **options)
 
@@ -296,17 +328,16 @@ class _Stages:
         matcher = make_matcher(self.config.matcher, field.feature_channels)
         path = self.work / 'matcher.safetensors'
         report = self.bar('matcher')
-        if not path.exists():
+        if not from_first(self.engine, path.exists()):
             kept = self._kept(images)
             dataset = training_data(
                 [images[k] for k in kept], [references[k] for k in kept], frame,
                 self.config.matcher.kind, self.config.matcher_training, self.config.augmentation)
             train_matcher(
                 matcher, [dataset], self.config.matcher_training,
-                engine=make_engine(self.device), checkpoint=self.work / 'matcher.checkpoint',
+                engine=self.engine, checkpoint=self.work / 'matcher.checkpoint',
                 minutes=self._minutes(1 - self.config.field_share), report=report)
-            _save(matcher, path)
-            (self.work / 'matcher.checkpoint').unlink(missing_ok=True)
+            once(self.engine, lambda: _save(matcher, path, 'matcher.checkpoint'))
         matcher.load_state_dict(load_file(path))
         report(1.0)
         return matcher.to(self.device).eval().requires_grad_(False)
@@ -348,8 +379,10 @@ def _of_images(sparse: SparsePoints, kept: list[int]) -> SparsePoints:
         number[sparse.image_index[chosen]], sparse.pixel[chosen], sparse.point_index[chosen])
 
 
-def _save(module: torch.nn.Module, path: Path) -> None:
-    temporary = path.with_suffix('.tmp')
-    save_file({key: value.contiguous().cpu() for key, value in module.state_dict().items()},
-              temporary)
-    temporary.replace(path)
+def _save(module: torch.nn.Module, path: Path, *used: str) -> None:
+    """Write weights, and delete the files beside them that were used in the training."""
+    with written_atomically(path) as temporary:
+        save_file({key: value.contiguous().cpu() for key, value in module.state_dict().items()},
+                  temporary)
+    for name in used:
+        path.with_name(name).unlink(missing_ok=True)

@@ -82,6 +82,21 @@ def total(engine: 'Fabric', values: Tensor) -> Tensor:
     return engine.all_reduce(values.detach().clone(), reduce_op='sum')
 
 
+def gathered(engine: 'Fabric', values: Tensor) -> Tensor:
+    """Join tensors (n,) of all processes, each with some entries; no gradient.
+
+    Where lengths differ, the last entry of a shorter one comes several times.
+    """
+    if engine.world_size == 1:
+        return values
+    length = torch.tensor(len(values), device=values.device)
+    torch.distributed.all_reduce(length, torch.distributed.ReduceOp.MAX)
+    padded = torch.cat([values, values[-1:].expand(int(length) - len(values))])
+    parts = [torch.empty_like(padded) for _ in range(engine.world_size)]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat(parts)
+
+
 def once(engine: 'Fabric | None', work: Callable[[], None]) -> None:
     """Let the first process do something, such as writing a file; the others wait for it."""
     if engine is None or engine.is_global_zero:

@@ -159,10 +159,17 @@ class GridField(RadianceField):
         return self._trunk(contract(points), feature_layer)[-1]
 
     @torch.no_grad()
-    def update_guide(self, rays: Rays, edges: Tensor, density: Tensor, decay: float) -> None:
-        """Move the density grid towards densities (R, S) just evaluated in intervals `edges`."""
+    def guide_entries(
+        self, rays: Rays, edges: Tensor, density: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Cells (R S,) of the density grid that intervals lie in, and their densities (R S,)."""
         points = rays.origins[:, None] + midpoints(edges)[..., None] * rays.directions[:, None]
-        self._raise_guide(self._guide_index(contract(points)).flatten(), density.flatten(), decay)
+        return self._guide_index(contract(points)).flatten(), density.detach().float().flatten()
+
+    @torch.no_grad()
+    def update_guide(self, cells: Tensor, density: Tensor, decay: float) -> None:
+        """Move the density grid towards what was just evaluated, of `guide_entries`."""
+        self._raise_guide(cells, density, decay)
 
     @torch.no_grad()
     def refresh_guide(self, count: int, generator: torch.Generator, decay: float = 0.3) -> None:

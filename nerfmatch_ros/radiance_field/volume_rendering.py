@@ -41,13 +41,29 @@ def median_distance(weights: Tensor, edges: Tensor) -> Tensor:
 
 def distortion_loss(weights: Tensor, edges: Tensor) -> Tensor:
     """Mean distortion of a ray's weights (Mip-NeRF 360, Eq. 15), edges scaled to [0, 1]."""
-    position = edges / edges[:, -1:]
-    centre = midpoints(position)
+    return distortion(weights, edges / edges[:, -1:])
+
+
+def distortion(weights: Tensor, positions: Tensor) -> Tensor:
+    """Mean distortion of a ray's weights (R, S) between increasing positions (R, S + 1)."""
+    centre = midpoints(positions)
     before = torch.cumsum(weights, dim=-1) - weights
     before_centre = torch.cumsum(weights * centre, dim=-1) - weights * centre
     between = 2 * (weights * (centre * before - before_centre)).sum(-1)
-    within = (weights ** 2 * (position[:, 1:] - position[:, :-1])).sum(-1) / 3
+    within = (weights ** 2 * (positions[:, 1:] - positions[:, :-1])).sum(-1) / 3
     return (between + within).mean()
+
+
+_OFFSET = 1e-6  # keeps disparities finite
+
+
+def disparity_positions(edges: Tensor, near: float | Tensor, far: float | Tensor) -> Tensor:
+    """Normalise distances (R, S + 1): 0 at `near`, 1 at `far`, even in 1 / distance.
+
+    The small offset is added twice to the `near` of the divisor, as in the published code.
+    """
+    nearest = 1 / (near + _OFFSET)
+    return (1 / (edges + _OFFSET) - nearest) / (1 / (far + _OFFSET) - 1 / (near + 2 * _OFFSET))
 
 
 def depth_loss(weights: Tensor, edges: Tensor, distance: Tensor, tolerance: Tensor) -> Tensor:
