@@ -21,7 +21,9 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
-SAMPLES_AT_ONCE = 1 << 15  # of a network without gradients: layers of more leave the cache
+# Samples that a network without gradients looks at together: on a CPU larger layers leave the
+# cache, on a GPU they fill the memory.
+_SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 1 << 14, 1 << 18
 
 
 def even_edges(
@@ -243,7 +245,8 @@ class MipField(RadianceField):
     ) -> FieldSamples:
         if feature_layer is not None:
             self._check_feature_layer(feature_layer)
-        block = max(1, SAMPLES_AT_ONCE // max(edges.shape[1] - 1, 1))
+        samples = _SAMPLES_ON_CPU if edges.device.type == 'cpu' else _SAMPLES_ON_GPU
+        block = max(1, samples // max(edges.shape[1] - 1, 1))
         if torch.is_grad_enabled() or len(rays) <= block:
             return self._look_at_once(network, rays, edges, colour, feature_layer, generator)
         parts = [
