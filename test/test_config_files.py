@@ -3,7 +3,11 @@ import json
 from pathlib import Path
 
 from nerfmatch_ros.config import load_config
-from nerfmatch_ros.mapping.build_map import BuildConfig
+from nerfmatch_ros.mapping.build_config import BuildConfig, SceneFrameConfig
+from nerfmatch_ros.matching.matcher import MatcherConfig
+from nerfmatch_ros.radiance_field.mip_field import MipFieldConfig
+from nerfmatch_ros.scene_map import FieldConfig
+import pytest
 import yaml
 
 CONFIG = Path(__file__).parents[1] / 'config'
@@ -22,11 +26,26 @@ def test_demo_map_yaml_is_a_valid_configuration():
     assert load_config(BuildConfig, CONFIG / 'demo_map.yaml') != BuildConfig()
 
 
-def test_paper_yaml_makes_the_full_model():
-    config = load_config(BuildConfig, CONFIG / 'paper.yaml')
-    assert config.field.kind == 'mip' and config.minutes is None
-    assert (config.matcher.self_attention, config.matcher.cross_attention) == (3, 1)
-    assert config.matcher.backbone == 'convformer_b36' and config.matcher.feature_layer == 3
+@pytest.mark.parametrize('scenes, depth, appearance, white, top_k, partners', [
+    ('cambridge', 50.0, 16, True, 10, 20), ('7scenes', 1.0, 0, False, 1, 30)])
+def test_recipes_train_the_models_of_the_paper(
+        scenes, depth, appearance, white, top_k, partners):
+    config = load_config(BuildConfig, CONFIG / f'paper_{scenes}.yaml')
+    assert config.minutes is None and config.working_size == config.field_training.size
+    assert config.working_size == (480, 480) and config.longest_side == 480
+    assert config.scene_frame == SceneFrameConfig('frustums', depth)
+    assert config.field == FieldConfig(kind='mip', mip=MipFieldConfig(
+        appearance_channels=appearance, white_background=white))
+    field, matching = config.field_training, config.matcher_training
+    assert (field.loss, field.rays, field.network_rate) == ('paper', 8 * 9216, 1.6e-3)
+    assert field.depth_rays == config.depth.images == 0 and field.distortion_weight == 0.01
+    assert abs(field.steps * field.rays / (900 * 480 * 480) - 15) < 0.01  # epochs of 900 images
+    assert config.matcher == MatcherConfig.published(fine=True, pretrained=True)
+    assert (matching.loss, matching.rate, matching.weight_decay) == ('focal', 4e-4, 0.0)
+    assert matching.steps * matching.batch == 50 * 10000
+    assert (matching.partners, matching.self_pairs, matching.augment) == (partners, 10, False)
+    assert config.localization.start == 'retrieval' and config.localization.top_k == top_k
+    assert config.localization.rounds == (scenes == '7scenes')
 
 
 def topics_of_the_nodes():
