@@ -1,6 +1,6 @@
 """
-The command line: `nerfmatch build | localize | evaluate | bench | import | inspect | render |
-bag | replay | doctor | demo`.
+The command line: `nerfmatch build | train-matcher | localize | evaluate | bench | import |
+inspect | render | bag | replay | doctor | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.import_verbs import import_verb
+from nerfmatch_ros.train_verbs import train_matcher
 import tyro
 from tyro.conf import arg, Positional, subcommand, Suppress
 
@@ -290,9 +291,9 @@ def doctor(
 
 
 VERBS = {
-    'build': build, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
-    'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
-    'doctor': doctor, 'demo': demo,
+    'build': build, 'train-matcher': train_matcher, 'localize': localize, 'evaluate': evaluate,
+    'bench': bench, 'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag,
+    'replay': replay, 'doctor': doctor, 'demo': demo,
 }
 
 

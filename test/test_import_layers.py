@@ -17,7 +17,7 @@ LEVELS = {
     'evaluation': 5, 'mapping': 5,
     'importers': 6, 'ros': 6,
     'demo': 7,
-    'import_verbs': 8,
+    'import_verbs': 8, 'train_verbs': 8,
     'cli': 9,
 }
 
@@ -26,7 +26,7 @@ DOORS = {
     'poselib': {'localization/absolute_pose.py'},
     'timm': {'matching/backbone.py', 'retrieval.py'},
     'matplotlib': {'evaluation/pictures.py'},
-    'tyro': {'cli.py', 'import_verbs.py'},
+    'tyro': {'cli.py', 'import_verbs.py', 'train_verbs.py'},
     'pycolmap': {'data/colmap.py'},
     'lightning_fabric': {'mapping/'},
     'rosbags': {'ros/bag'},

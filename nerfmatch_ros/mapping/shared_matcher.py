@@ -1,0 +1,213 @@
+"""One matcher for several maps: trained on all of them, and each put together anew with it.
+
+The fields, frames and poses of the maps stay as they are; what depends on the matcher is made
+again: tokens, words, descriptors and, from the photographs that were held out, the calibration.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+import functools
+import hashlib
+import json
+import logging
+from pathlib import Path
+import shutil
+from typing import TYPE_CHECKING
+
+from nerfmatch_ros.config import to_dict
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.files import write_text, written_atomically
+from nerfmatch_ros.localization.localizer import Localizer
+from nerfmatch_ros.mapping.assemble_map import assemble_map
+from nerfmatch_ros.mapping.build_config import BuildConfig
+from nerfmatch_ros.mapping.calibrate import calibrate
+from nerfmatch_ros.mapping.engine import from_first, make_engine, once
+from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
+from nerfmatch_ros.mapping.train_matcher import train_matcher, training_data
+from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
+from nerfmatch_ros.scene_map import SceneMap
+from safetensors.torch import load_file, save_file
+import torch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One map with the photographs it was built of."""
+
+    folder: Path
+    scene_map: SceneMap
+    images: list[PosedImage]
+
+    @property
+    def held_out(self) -> list[PosedImage]:
+        """Photographs that neither the field nor the matcher may learn from."""
+        names = set(self.scene_map.notes.get('held_out', ()))
+        return [image for image in self.images if image.name in names]
+
+    @property
+    def learned(self) -> list[int]:
+        """Numbers of the others."""
+        names = {image.name for image in self.held_out}
+        return [k for k, image in enumerate(self.images) if image.name not in names]
+
+
+def share_matcher(
+    maps: Sequence[Path], photographs: Sequence[list[PosedImage]], output: Path,
+    config: BuildConfig, *, device: str = 'cpu', minutes: float | None = None,
+    report: Callable[[str, float, dict], None] = lambda stage, progress, numbers: None,
+) -> list[Path]:
+    """Train one matcher on several maps; gives the folders of the new maps, in `output`.
+
+    photographs: of each map, those it was built of; config: matcher, matcher_training,
+    augmentation, calibration, words, surface_points and seed of it count, all else is as in the
+    maps. What is finished lies in `<output>.build` until all is whole, so that the same command
+    goes on after an interruption. Under torchrun all processes call this.
+    """
+    places = _open(maps, photographs, config, device)
+    engine = make_engine(device)
+    output = Path(output).resolve()
+    work = output.with_name(output.name + '.build')
+    minutes = config.minutes if minutes is None else minutes
+    once(engine, lambda: _open_work_folder(work, output, places, config, minutes))
+    torch.manual_seed(config.seed)
+    references = [_references(place, work / f'references-{k}', config, engine, report)
+                  for k, place in enumerate(places)]
+    matcher = _train(places, references, work, config, engine, minutes, report)
+    folders = [output / place.folder.name for place in places]
+    for place, views, folder in zip(places, references, folders):
+        once(engine, functools.partial(
+            _put_together, place, views, matcher, folder, maps, config, device, report))
+    once(engine, lambda: shutil.rmtree(work))
+    return folders
+
+
+def _open(maps: Sequence[Path], photographs: Sequence[list[PosedImage]], config: BuildConfig,
+          device: str) -> list[Place]:
+    """Load the maps and refuse those that cannot share a matcher."""
+    maps = [Path(folder).resolve() for folder in maps]
+    if len(maps) != len(photographs) or not maps:
+        raise ConfigError(f'{len(maps)} maps and {len(photographs)} sets of photographs are '
+                          'given; give each map the photographs it was built of, in its order')
+    names = [folder.name for folder in maps]
+    if len(set(names)) < len(names):
+        raise ConfigError(f'two maps have the same folder name among {names}; the new maps are '
+                          'named like them, so rename one')
+    places = [Place(folder, SceneMap.load(folder).to(device), images)
+              for folder, images in zip(maps, photographs)]
+    channels = {place.folder.name: place.scene_map.field.feature_channels for place in places}
+    if config.matcher.feature_layer is not None:
+        if len(set(channels.values())) > 1:
+            raise ConfigError(f'the fields give features of different lengths, {channels}; one '
+                              'matcher needs them alike, build the maps with the same field')
+        for place in places:
+            layers = place.scene_map.field.feature_layers
+            if not 1 <= config.matcher.feature_layer <= layers:
+                raise ConfigError(f"matcher.point_feature is '{config.matcher.point_feature}'; "
+                                  f'the field of {place.folder} has f1 to f{layers}')
+    for place in places:
+        missing = sorted(set(place.scene_map.reference_names)
+                         - {image.name for image in place.images})
+        if missing:
+            raise DataError(f"{place.folder} has a view '{missing[0]}' ({len(missing)} such) that "
+                            'is not among the photographs given; give those it was built of')
+        if not place.learned:
+            raise DataError(f'all photographs of {place.folder} were held out; give the others')
+    return places
+
+
+def _open_work_folder(work: Path, output: Path, places: list[Place], config: BuildConfig,
+                      minutes: float | None) -> None:
+    """Make the folder `work`, or find it left by the same command."""
+    if output.exists() and not output.is_dir():
+        raise DataError(f'{output} is a file; give a folder for the maps')
+    for place in places:
+        if place.folder == output / place.folder.name:
+            raise DataError(f'the new map would replace {place.folder}, which it is made of; '
+                            'give another output')
+    identity = json.dumps([to_dict(config), minutes, [
+        [place.scene_map.sha256, [image.name for image in place.images]] for place in places]])
+    mark = hashlib.sha256(identity.encode()).hexdigest()
+    path = work / 'build.sha256'
+    if path.exists() and path.read_text() != mark:
+        raise DataError(f'{work} holds the unfinished work on other maps, photographs or options; '
+                        'repeat that command to finish it, or delete the folder to start anew')
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(path, mark)
+
+
+def _references(
+    place: Place, path: Path, config: BuildConfig, engine: 'Fabric',
+    report: Callable[[str, float, dict], None],
+) -> list[StoredView]:
+    """Render what each photograph's camera sees of the map's field."""
+    scene_map = place.scene_map
+    size = {'longest_side': scene_map.longest_side, 'size': scene_map.working_size}
+    once(engine, lambda: render_into_store(
+        path, scene_map.field, scene_map.frame, place.images,
+        feature_layer=config.matcher.feature_layer, **size,
+        report=lambda done: report(f'views of {place.folder.name}', done, {})))
+    return open_references(path, place.images, **size)
+
+
+def _train(
+    places: list[Place], references: list[list[StoredView]], work: Path, config: BuildConfig,
+    engine: 'Fabric', minutes: float | None, report: Callable[[str, float, dict], None],
+) -> Matcher:
+    matcher = make_matcher(config.matcher, places[0].scene_map.field.feature_channels)
+    path, checkpoint = work / 'matcher.safetensors', work / 'matcher.checkpoint'
+    if not from_first(engine, path.exists()):
+        data = [training_data(
+            [place.images[k] for k in place.learned], [views[k] for k in place.learned],
+            place.scene_map.frame, config.matcher.kind, config.matcher_training,
+            config.augmentation) for place, views in zip(places, references)]
+        train_matcher(matcher, data, config.matcher_training, engine=engine,
+                      checkpoint=checkpoint, minutes=minutes,
+                      report=lambda done, numbers: report('matcher', done, numbers))
+
+        def save() -> None:
+            with written_atomically(path) as temporary:
+                save_file({name: value.contiguous().cpu()
+                           for name, value in matcher.state_dict().items()}, temporary)
+            checkpoint.unlink(missing_ok=True)
+
+        once(engine, save)
+    matcher.load_state_dict(load_file(path))
+    return matcher.to(engine.device).eval().requires_grad_(False)
+
+
+def _put_together(
+    place: Place, references: list[StoredView], matcher: Matcher, folder: Path,
+    maps: Sequence[Path], config: BuildConfig, device: str,
+    report: Callable[[str, float, dict], None],
+) -> None:
+    """Make and save the map of one place with the matcher of all."""
+    old = place.scene_map
+    kept = len(old.reference_names)
+    own = replace(
+        config, field=old.field_config, longest_side=old.longest_side,
+        working_size=old.working_size, frame_id=old.frame_id,
+        reference_views=0 if kept == len(place.images) else kept)
+    made = assemble_map(
+        place.images, references, old.field, matcher, old.frame, own, device=device,
+        notes={**old.notes, 'extent_m': old.extent,
+               'matcher_shared_by': [Path(folder).resolve().name for folder in maps]},
+        report=lambda done: report(f'words of {place.folder.name}', done, {}))
+    made = replace(made, localization=old.localization, working_focal=old.working_focal)
+    if place.held_out:
+        calibration = calibrate(
+            Localizer(made), place.held_out, config=config.calibration,
+            scales=(Localizer(made).config.covariance_scale,) * 2,
+            report=lambda done, numbers: report(f'calibration of {place.folder.name}', done,
+                                                numbers))
+        made = replace(made, calibration=calibration.to_dict())
+    else:
+        LOG.warning('none of the photographs of %s was held out, so the covariances of its new '
+                    'map are not calibrated and it has no judge', place.folder)
+    made.save(folder)
+    LOG.info('map saved to %s', folder)

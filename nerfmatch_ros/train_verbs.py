@@ -1,0 +1,40 @@
+"""The verb `nerfmatch train-matcher`: one matcher for several maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from nerfmatch_ros.errors import ConfigError
+from tyro.conf import arg
+
+
+def train_matcher(
+    *,
+    maps: Annotated[tuple[Path, ...], arg(metavar='MAP...', help='folders of maps')],
+    images: Annotated[tuple[Path, ...], arg(
+        metavar='DIR...', help='of each map, the folder of photographs it was built of')],
+    output: Annotated[Path, arg(
+        help='folder of the new maps, named like the old; a training that was cut short goes on')],
+    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
+    minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
+    split: Annotated[Literal['train', 'test', 'all'], arg(help='of the photographs')] = 'train',
+    device: Annotated[str, arg(help='auto, cpu, cuda or cuda:N')] = 'auto',
+) -> None:
+    """Train one matcher on several maps and put each together anew with it."""
+    from nerfmatch_ros.config import choose_device, load_config
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.mapping.build_config import BuildConfig
+    from nerfmatch_ros.mapping.progress import log_progress
+    from nerfmatch_ros.mapping.shared_matcher import share_matcher
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
+    if len(images) != len(maps):
+        raise ConfigError(f'{len(maps)} maps and {len(images)} folders of photographs are given; '
+                          'give each map its own, in the same order')
+    chosen = None if split == 'all' else split
+    for folder in share_matcher(
+            maps, [read_posed_images(folder, chosen) for folder in images], output,
+            load_config(BuildConfig, config), device=choose_device(device), minutes=minutes,
+            report=log_progress()):
+        print(folder)

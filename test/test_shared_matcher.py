@@ -1,0 +1,112 @@
+"""One matcher for several maps: both get it, keep what is theirs, and work is not done twice."""
+
+from dataclasses import replace
+import shutil
+
+from nerfmatch_ros import cli
+from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.localization.localizer import Localizer
+from nerfmatch_ros.mapping import shared_matcher as module
+from nerfmatch_ros.mapping.calibrate import CalibrationConfig
+from nerfmatch_ros.mapping.progress import log_progress
+from nerfmatch_ros.mapping.shared_matcher import share_matcher
+from nerfmatch_ros.matching.matcher import MatcherConfig
+from nerfmatch_ros.scene_map import SceneMap
+import numpy as np
+import pytest
+from tiny_build import TINY, tiny_images
+import torch
+
+CONFIG = replace(TINY, calibration=CalibrationConfig(trials=2, photographs=1),
+                 matcher_training=replace(TINY.matcher_training, steps=3, pairs_at_once=1))
+PAPER = replace(CONFIG, matcher=replace(
+    MatcherConfig.published(fine=True), backbone='convformer_s18', octaves=4, self_attention=1,
+    point_feature='f2'))
+
+
+@pytest.fixture(scope='module')
+def images(room):
+    return tiny_images(room)
+
+
+@pytest.fixture(scope='module')
+def maps(tiny_map, tmp_path_factory):
+    """Two maps; the second one names no photographs that were held out."""
+    folder = tmp_path_factory.mktemp('maps')
+    shutil.copytree(tiny_map, folder / 'a')
+    scene_map = SceneMap.load(tiny_map)
+    replace(scene_map, frame_id='other', notes={
+        **scene_map.notes, 'held_out': []}).save(folder / 'b')
+    return [folder / 'a', folder / 'b']
+
+
+@pytest.mark.parametrize('config', [CONFIG, PAPER], ids=['own', 'paper'])
+def test_all_maps_get_the_same_matcher_and_keep_their_own(
+        config, maps, images, tmp_path, caplog):
+    seen = set()
+    folders = share_matcher(maps, [images, images], tmp_path / 'out', config,
+                            report=lambda stage, done, numbers: seen.add(stage))
+    assert folders == [tmp_path / 'out' / 'a', tmp_path / 'out' / 'b']
+    assert not (tmp_path / 'out.build').exists()
+    old, new = ([SceneMap.load(folder) for folder in group] for group in (maps, folders))
+    for name, value in new[0].matcher.state_dict().items():
+        assert torch.equal(value, new[1].matcher.state_dict()[name])
+    for before, after in zip(old, new):
+        assert after.matcher_config == config.matcher and after.frame_id == before.frame_id
+        assert after.frame.scene_from_map.to_dict() == before.frame.scene_from_map.to_dict()
+        assert after.localization == before.localization
+        assert after.reference_names == before.reference_names
+        for name, value in before.field.state_dict().items():
+            assert torch.equal(value, after.field.state_dict()[name])
+        assert after.words.shape[1] == after.matcher.token_channels
+        assert after.notes['matcher_shared_by'] == ['a', 'b']
+        assert np.isfinite(after.references.descriptors.numpy()).all()
+        estimate = Localizer(after).localize(images[0])
+        assert estimate.map_from_camera is not None or estimate.reason
+    assert new[0].calibration and not new[1].calibration
+    assert 'not calibrated' in caplog.text
+    assert {'views of a', 'words of b', 'calibration of a'} <= seen
+
+
+def test_finished_work_is_not_done_again(maps, images, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, '_put_together', stop)
+        with pytest.raises(KeyboardInterrupt):
+            share_matcher(maps, [images, images], tmp_path / 'out', CONFIG)
+    with pytest.raises(DataError, match='unfinished'):
+        share_matcher(maps[:1], [images], tmp_path / 'out', CONFIG)
+    for used in ('train_matcher', 'training_data'):
+        monkeypatch.setattr(module, used, stop)
+    folders = share_matcher(maps, [images, images], tmp_path / 'out', CONFIG)
+    assert all((folder / 'map.yaml').exists() for folder in folders)
+
+
+def test_maps_that_cannot_share_are_refused(maps, images, tmp_path):
+    with pytest.raises(ConfigError, match='2 maps and 1 sets'):
+        share_matcher(maps, [images], tmp_path / 'out', CONFIG)
+    with pytest.raises(ConfigError, match='same folder name'):
+        share_matcher([maps[0], maps[0]], [images, images], tmp_path / 'out', CONFIG)
+    with pytest.raises(DataError, match='not among the photographs'):
+        share_matcher(maps, [images, images[:5]], tmp_path / 'out', CONFIG)
+    with pytest.raises(DataError, match='would replace'):
+        share_matcher(maps, [images, images], maps[0].parent, CONFIG)
+    deep = replace(CONFIG, matcher=replace(CONFIG.matcher, point_feature='f9'))
+    with pytest.raises(ConfigError, match='f1 to f3'):
+        share_matcher(maps, [images, images], tmp_path / 'out', deep)
+
+
+def test_the_verb_wants_photographs_for_each_map(tmp_path, capsys):
+    assert cli.main(['train-matcher', '--maps', 'a', 'b', '--images', 'c', '--output', 'd']) == 2
+    assert '2 maps and 1 folders' in capsys.readouterr().err
+
+
+def test_progress_is_logged_now_and_then(caplog):
+    caplog.set_level('INFO', logger='nerfmatch_ros')
+    report = log_progress()
+    for done in (0.1, 0.2, 1.0):
+        report('matcher', done, {'coarse': 2.5})
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ['matcher: 10 % coarse 2.5', 'matcher: 100 % coarse 2.5']
