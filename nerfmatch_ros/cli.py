@@ -43,6 +43,8 @@ def build(
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
     split: Split = 'train',
+    field: Annotated[Path | None, arg(
+        help='folder made by nerfmatch import; the map gets this field and trains none')] = None,
     annotations: Annotations = None,
     masks: Annotated[Path | None, arg(
         metavar='DIR', help="folder with 'masks_bg' (sky, learned as white) and "
@@ -56,10 +58,14 @@ def build(
     if minutes is not None and not minutes > 0:
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
     values = {} if config is None else load_yaml(config)
+    given = {}
+    if field is not None:
+        from nerfmatch_ros.field_file import FieldFile
+        given = {'given': FieldFile.load(field)}
     build_map(
         read_posed_images(images, _named(split), annotations=annotations, masks=masks), output,
         from_dict(BuildConfig, values or {}, str(config)),
-        device=choose_device(device), minutes=minutes)
+        device=choose_device(device), minutes=minutes, **given)
 
 
 def localize(

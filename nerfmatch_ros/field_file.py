@@ -54,6 +54,14 @@ class FieldFile:
                             'ball': self.frame.ball},
             'field': to_dict(self.config), 'sha256': _sha256(weights)}, sort_keys=False))
 
+    def mark(self) -> str:
+        """Give a text that differs between fields of other weights or frames."""
+        frame = [self.frame.scene_from_map.to_dict(), self.frame.near, self.frame.far]
+        digest = hashlib.sha256(str(frame).encode())
+        for name, value in sorted(self.field.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     @staticmethod
     def load(folder: Path) -> 'FieldFile':
         """Read and check the folder; the field is in evaluation mode and frozen."""

@@ -21,6 +21,7 @@ import cv2
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.field_file import FieldFile
 from nerfmatch_ros.files import write_text, written_atomically
 from nerfmatch_ros.localization.localizer import Localizer
 from nerfmatch_ros.mapping.assemble_map import assemble_map
@@ -34,6 +35,7 @@ from nerfmatch_ros.mapping.depth_map import (
 )
 from nerfmatch_ros.mapping.engine import from_first, make_engine, once
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
+from nerfmatch_ros.mapping.given_field import likeness, with_field
 from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
@@ -63,16 +65,18 @@ FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its render
 
 def build_map(
     images: list[PosedImage], output: Path, config: BuildConfig, *, device: str = 'cpu',
-    minutes: float | None = None, keep_work_folder: bool = False,
+    minutes: float | None = None, keep_work_folder: bool = False, given: FieldFile | None = None,
 ) -> SceneMap:
     """Build a map of photographs with poses and save it to the folder `output`.
 
     minutes: of training in all, instead of `config.minutes`; keep_work_folder: leave the stages'
-    own results in `<output>.build`, for another build that shares some of them. Raises DataError
-    for input that cannot become a map. The old map in `output` stays until the new one is whole.
+    own results in `<output>.build`, for another build that shares some of them; given: a field
+    in the frame of the photographs' poses, instead of training one. Raises DataError for input
+    that cannot become a map. The old map in `output` stays until the new one is whole.
     Under torchrun all processes call this; the first one does what is no training.
     """
     _check(images)
+    config = with_field(config, given)
     _check_networks(config)
     keep_freed_memory()
     started = time.monotonic()
@@ -80,22 +84,26 @@ def build_map(
     engine = make_engine(device)
     output = Path(output).resolve()
     work = output.with_name(output.name + '.build')
-    once(engine, lambda: _open_work_folder(output, work, images, config, minutes))
+    once(engine, lambda: _open_work_folder(output, work, images, config, minutes, given))
     torch.manual_seed(config.seed)
     with _progress(shown=engine.is_global_zero) as progress:
         stages = _Stages(progress, config, engine, minutes, work)
-        sparse = stages.sparse_points(images)
-        frame = _scene_frame(images, sparse, config.scene_frame)
-        depths = stages.depths(images, sparse, frame)
-        field, quality = stages.field(images, sparse, depths, frame)
+        if given is None:
+            sparse = stages.sparse_points(images)
+            frame = _scene_frame(images, sparse, config.scene_frame)
+            depths = stages.depths(images, sparse, frame)
+            field, quality = stages.field(images, sparse, depths, frame)
+            quality['sparse_points'] = len(sparse.points)
+        else:
+            frame, (field, quality) = given.frame, stages.given_field(images, given)
         references = stages.references(images, field, frame)
-        matcher = stages.matcher(images, references, field, frame)
+        matcher = stages.matcher(images, references, field, frame,
+                                 share=1 - config.field_share if given is None else 1.0)
 
         def finish() -> None:
             scene_map = assemble_map(
                 images, references, field, matcher, frame, config, device=str(engine.device),
-                notes={'images': len(images), 'extent_m': _extent(images),
-                       'sparse_points': len(sparse.points), **quality,
+                notes={'images': len(images), 'extent_m': _extent(images), **quality,
                        'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
                 report=stages.bar('surface, words'))
             stages.calibrated(scene_map, images).save(output)
@@ -140,7 +148,7 @@ def _check_networks(config: BuildConfig) -> None:
 
 def _open_work_folder(
     output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
-    minutes: float | None,
+    minutes: float | None, given: FieldFile | None,
 ) -> None:
     """Make the folder `work`, or find it left by the same build."""
     if output.exists() and not output.is_dir():
@@ -151,7 +159,7 @@ def _open_work_folder(
         raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
     work.mkdir(parents=True, exist_ok=True)
     identity = json.dumps([
-        to_dict(config), minutes,
+        to_dict(config), minutes, *([] if given is None else [given.mark()]),
         [(i.name, str(i.camera), i.map_from_camera.round(9).tolist()) for i in images]])
     mark = hashlib.sha256(identity.encode()).hexdigest()
     path = work / 'build.sha256'
@@ -291,6 +299,21 @@ class _Stages:
         report(1.0, {'held-out PSNR': numbers['held_out_psnr_db'] or float('nan')})
         return field, numbers
 
+    def given_field(
+        self, images: list[PosedImage], given: FieldFile,
+    ) -> tuple[RadianceField, dict]:
+        """Take a field that was trained elsewhere; returns it with its origin and likeness."""
+        report, quality = self.bar('field given'), self.work / 'field.json'
+        given.field.to(self.device)
+        held = _held_out(len(images), self.config.held_out)
+        self._once(quality, lambda: write_text(quality, json.dumps({
+            **likeness(given, [images[k] for k in held or [0]], self._how(given.field),
+                       self.work / FIELD_PICTURE),
+            'held_out': [images[k].name for k in held]})))
+        numbers = json.loads(quality.read_text())
+        report(1.0, {'PSNR': numbers['photograph_psnr_db']})
+        return given.field, numbers
+
     def _train_field(
         self, field: RadianceField, images: list[PosedImage], sparse: SparsePoints,
         depths: list[DepthMap | None], frame: SceneFrame, report: Callable[[float, dict], None],
@@ -322,9 +345,9 @@ class _Stages:
 
     def matcher(
         self, images: list[PosedImage], references: list[StoredView], field: RadianceField,
-        frame: SceneFrame,
+        frame: SceneFrame, *, share: float,
     ) -> Matcher:
-        """Train the matcher between the photographs and the field's points."""
+        """Train the matcher between photographs and field in this share of the minutes."""
         matcher = make_matcher(self.config.matcher, field.feature_channels)
         path = self.work / 'matcher.safetensors'
         report = self.bar('matcher')
@@ -336,7 +359,7 @@ class _Stages:
             train_matcher(
                 matcher, [dataset], self.config.matcher_training,
                 engine=self.engine, checkpoint=self.work / 'matcher.checkpoint',
-                minutes=self._minutes(1 - self.config.field_share), report=report)
+                minutes=self._minutes(share), report=report)
             once(self.engine, lambda: _save(matcher, path, 'matcher.checkpoint'))
         matcher.load_state_dict(load_file(path))
         report(1.0)
