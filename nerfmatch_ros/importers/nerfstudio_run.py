@@ -14,7 +14,7 @@ import yaml
 
 _TAG = 'tag:yaml.org,2002:python/'
 # The learning rates that schedulers note are numbers of numpy, under its old and its new name.
-_NUMBERS = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, *(
+_NUMBERS = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), *(
     (np._core.multiarray.scalar if hasattr(np, '_core') else np.core.multiarray.scalar,
      f'numpy.{name}.multiarray.scalar') for name in ('core', '_core'))]
 
