@@ -80,3 +80,33 @@ def test_a_batch_that_cannot_be_shared_is_refused(kind):
                             AugmentationConfig())
     with pytest.raises(ConfigError, match='cannot be shared by 4'):
         dataset.draw(3, 1, [0], rank=0, processes=4)
+
+
+def train_half_blind(folder) -> dict[str, np.ndarray]:
+    """Weights after some steps in which the images of the second process see nothing."""
+    engine = make_engine('cpu')
+    matcher_config, config = KINDS['own']
+    images = sphere_images()[:3]
+    dataset = training_data(images, sphere_references(images), FRAME, 'own', config,
+                            AugmentationConfig())
+    draw = dataset.draw
+
+    def drawn(*args, **options):
+        batch = draw(*args, **options)
+        if engine.global_rank == 0:
+            return batch
+        return replace(batch, seen=[seen[:0] for seen in batch.seen],
+                       pixels=[pixels[:0] for pixels in batch.pixels])
+
+    dataset.draw = drawn
+    matcher = make_matcher(matcher_config, 4)
+    module.train_matcher(matcher, [dataset], replace(config, steps=3), engine=engine,
+                         checkpoint=folder / 'checkpoint')
+    return {name: value.numpy() for name, value in matcher.state_dict().items()}
+
+
+def test_a_process_whose_images_see_nothing_keeps_pace(tmp_path):
+    first, second = run_together(2, train_half_blind, tmp_path)
+    for name, value in first.items():
+        assert np.isfinite(value).all()
+        np.testing.assert_allclose(second[name], value, rtol=1e-5, atol=1e-6, err_msg=name)

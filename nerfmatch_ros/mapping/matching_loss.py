@@ -39,6 +39,11 @@ class MatchingLoss(nn.Module):
         features = None if batch.features is None else batch.features.to(device)
         points = matcher.encode_points((batch.points + self.jitter * noise).to(device), features)
         descriptors = F.normalize(points.coarse.float(), dim=-1)
+        # Reaches what a matching image would: processes whose images match and those whose do not
+        # must go through the same backward pass, with the same sums over all of them.
+        nothing = tokens.sum() + sum(parameter.sum() for parameter in self.parameters())
+        if matcher.config.fine:
+            nothing = nothing + fine.sum()
         # Unbound once: the gradient of an indexed image would be a whole batch of zeros each time.
         tokens = tokens.unbind(0)
         fine = fine.split(1) if matcher.config.fine else None
@@ -67,6 +72,4 @@ class MatchingLoss(nn.Module):
                 coarse_loss, fine_loss(logits, positions, inside, pixels[chosen].to(device))]))
         if losses:
             return torch.stack(losses).mean(0)
-        # Other processes average their gradients with this one's, so there must be some.
-        return sum(parameter.sum() for parameter in self.parameters()) * torch.zeros(
-            2, device=device)
+        return nothing * torch.zeros(2, device=device)

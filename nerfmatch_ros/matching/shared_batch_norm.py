@@ -4,8 +4,34 @@ Torch's own `SyncBatchNorm` runs on CUDA only. With one process, and after train
 `BatchNorm2d` itself, weights and names included.
 """
 
+import functools
+
 import torch
 from torch import distributed, nn, Tensor
+
+
+@functools.lru_cache(maxsize=1)
+def _own_group(world: object) -> object:
+    """Make a group of all processes for these sums alone.
+
+    Gradients are exchanged while the backward pass still goes on, in an order that depends on what
+    an image sees; in one group with them, sums of one process would meet gradients of another.
+    """
+    return distributed.new_group()
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; its gradient is summed as well."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        values = values.clone()
+        distributed.all_reduce(values, group=_own_group(distributed.group.WORLD))
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient.contiguous())
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -16,11 +42,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and distributed.is_available() and distributed.is_initialized()
                 and distributed.get_world_size() > 1):
             return super().forward(x)
-        # Here because a torch that was built for inference alone has no such module.
-        from torch.distributed.nn.functional import all_reduce
         values = x.float()
         count = values.new_full((1,), values.numel() / values.shape[1])
-        sums = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)),
+        sums = _Sum.apply(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)),
                                      count]))
         channels, count = values.shape[1], sums[-1]
         mean = sums[:channels] / count
