@@ -269,6 +269,16 @@ def test_scaled_data_are_undone(tmp_path):
     plain, scaled = scene_from_data(run, FIXTURE), scene_from_data(run, tmp_path)
     assert scaled.scale == pytest.approx(plain.scale / 4)
     np.testing.assert_allclose(scaled.translation, plain.translation / 4)
+    # A COLMAP model is read as it lies there.
+    run.config['pipeline']['datamanager']['dataparser']['_target'] = 'some.ColmapDataParser'
+    colmap = scene_from_data(run)
+    assert colmap.scale == pytest.approx(run.scale)
+    np.testing.assert_allclose(colmap.apply(np.eye(3)), run.scale * (
+        run.transform[:3, :3] @ np.eye(3) + run.transform[:3, 3:]).T, atol=1e-6)
+    run.config['pipeline']['datamanager']['dataparser']['_target'] = 'some.Blender'
+    with pytest.raises(DataError, match='read by some.Blender, whose frame is not known'):
+        scene_from_data(run, FIXTURE)
+    run.config['pipeline']['datamanager']['dataparser']['_target'] = 'some.Nerfstudio'
     (tmp_path / 'transforms.json').write_text(json.dumps({'applied_transform': [[0] * 4] * 3}))
     with pytest.raises(DataError, match='cannot be undone'):
         scene_from_data(run, tmp_path)

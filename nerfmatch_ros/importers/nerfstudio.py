@@ -177,11 +177,15 @@ _MODELS: dict[str, tuple[str, Callable[[NerfstudioRun], _Made]]] = {
 def scene_from_data(run: NerfstudioRun, data: Path | None = None) -> Similarity:
     """Give the similarity from the frame of the data's poses to that of the model.
 
-    The frame of the poses is that of transforms.json as it lies on disk. nerfstudio's file counts
-    from the frame that the data had before ns-process-data applied its own transform.
+    The frame of the poses is that of transforms.json as it lies on disk, or of the COLMAP model.
+    nerfstudio's file counts from the frame that the data had before ns-process-data applied its
+    own transform. Its other readers of data do not all note what they do to the poses.
     """
     transform, scale = run.transform, run.scale
-    parser = str(run.option('pipeline', 'datamanager', 'dataparser', '_target', default=''))
+    parser = str(run.option('pipeline', 'datamanager', 'dataparser', '_target', default='none'))
+    if parser.rpartition('.')[2] not in ('Nerfstudio', 'ColmapDataParser'):
+        raise DataError(f'{run.config_file}: the data were read by {parser}, whose frame is not '
+                        'known; train with nerfstudio-data or colmap')
     if parser.rpartition('.')[2] == 'Nerfstudio':
         applied, applied_scale = _applied_transform(run, data)
         transform, scale = transform @ np.linalg.inv(applied), scale / applied_scale
