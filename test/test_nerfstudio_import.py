@@ -196,6 +196,14 @@ class Malice:
         return Path.touch, (self.path,)
 
 
+def test_model_that_did_without_tiny_cuda_nn_is_known_by_its_weights(tmp_path):
+    folder = run_folder(tmp_path, implementation='tcnn')
+    imported = read_field(read_run(folder / 'config.yml'), FIXTURE)
+    assert imported.config.nerfacto.layout == 'torch'
+    assert imported.mark() == read_field(
+        read_run(FIXTURE / 'nerfacto' / 'config.yml'), FIXTURE).mark()
+
+
 def test_checkpoint_that_would_run_code_is_refused(tmp_path):
     folder, mark = run_folder(tmp_path), tmp_path / 'mark'
     torch.save({'pipeline': {}, 'step': Malice(mark)}, folder / 'bad.ckpt')
