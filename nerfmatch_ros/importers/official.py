@@ -31,6 +31,7 @@ from nerfmatch_ros.importers.official_checkpoint import (
 from nerfmatch_ros.importers.official_field import official_field
 from nerfmatch_ros.importers.official_weights import official_config, official_state
 from nerfmatch_ros.localization.localizer import LocalizerConfig
+from nerfmatch_ros.mapping.cell_words import cells_of, fit_cell_words, images_for_words
 from nerfmatch_ros.mapping.reference_store import ReferenceStore, StoredView
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.mapping.surface_points import thin
@@ -39,20 +40,18 @@ from nerfmatch_ros.matching.matcher import COARSE_STRIDE
 from nerfmatch_ros.radiance_field.mip_field import MipField
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.scene_frame import frustum_frame, SceneFrame
-from nerfmatch_ros.retrieval import describe, fit_words
+from nerfmatch_ros.retrieval import describe
 from nerfmatch_ros.scene_map import FieldConfig, References, SceneMap, Surface
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 import torch
-import torch.nn.functional as F
 
 LOG = logging.getLogger(__name__)
 LICENCE = ('CC BY-NC-SA 4.0: weights of the published NeRFMatch '
            '(https://github.com/nv-dvl/nerfmatch), not for commercial use')
 SURFACE_POINTS = 16384  # of the whole map
 WORDS = 256  # of the retrieval descriptor
-WORD_IMAGES = 48  # whose cells the words are made of
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def import_official(
     views = [working_view(image.camera, 1.0, 1, size) for image in chosen]
     work = _work_folder(output, files, config)
     stored = _reference_views(work, files, chosen, views, field, frame, matcher)
-    words, descriptors = _describe(chosen, views, matcher, device)
+    words, descriptors = _describe(chosen, views, matcher)
     counts = torch.tensor([0] + [len(view.points) for view in stored])
     references = References(
         [image.name for image in chosen], [image.camera for image in chosen],
@@ -265,28 +264,24 @@ def _reference_views(
     return store.views(images, views)
 
 
-def _tracked(numbers: range, what: str) -> Iterator[int]:
+def _tracked(numbers: Sequence[int], what: str) -> Iterator[int]:
     return track(numbers, description=f'{what:<16}', console=Console(stderr=True))
 
 
-@torch.inference_mode()
 def _describe(
-    images: list[PosedImage], views: list[WorkingView], matcher: Matcher, device: str,
+    images: list[PosedImage], views: list[WorkingView], matcher: Matcher,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give words (V, C) and the descriptors (K, V) of the images, for retrieval.
 
-    The published code has none, only lists of a benchmark. Words are clusters of image cells,
-    because attention takes the points of the full model to a space of their own.
+    The published code has none, only lists of a benchmark.
     """
-    def cells(k: int) -> torch.Tensor:
-        picture = as_tensor(views[k].picture(images[k].rgb())).to(device)
-        return F.normalize(matcher.encode_image(picture).coarse.float(), dim=-1).cpu()
+    def picture(k: int) -> torch.Tensor:
+        return as_tensor(views[k].picture(images[k].rgb()))
 
-    sample = np.unique(np.linspace(0, len(images) - 1, WORD_IMAGES).round().astype(int))
-    pooled = torch.cat([cells(sample[k])[::16] for k in _tracked(range(len(sample)), 'words')])
-    words = fit_words(pooled, WORDS)
+    sample = images_for_words(len(images))
+    words = fit_cell_words((picture(k) for k in _tracked(sample, 'words')), matcher, WORDS)
     return words, torch.stack([
-        describe(cells(k), words, matcher.scale.item())
+        describe(cells_of(picture(k), matcher), words, matcher.scale.item())
         for k in _tracked(range(len(images)), 'descriptors')])
 
 

@@ -1,12 +1,12 @@
 """Putting a map together: surface points, words and descriptors for retrieval, reference views."""
 
 from collections.abc import Callable, Sequence
-import math
 
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, working_focal
 from nerfmatch_ros.mapping.build_config import BuildConfig
+from nerfmatch_ros.mapping.cell_words import cells_of, fit_cell_words, images_for_words
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.mapping.surface_points import surface_points
 from nerfmatch_ros.matching.make_matcher import Matcher
@@ -14,13 +14,11 @@ from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.retrieval import describe, fit_words
-from nerfmatch_ros.scene_map import encode_points, References, SceneMap, Surface
+from nerfmatch_ros.scene_map import encode_points, References, SceneMap
 import numpy as np
 import torch
 from torch import Tensor
 import torch.nn.functional as F
-
-WORD_POINTS = 16384  # that words are clustered of, where each view's points are encoded alone
 
 
 @torch.inference_mode()
@@ -35,24 +33,30 @@ def assemble_map(
     `config.reference_views` of them. References may be stored views: they are read one by one, and
     the map reads them again when it is saved or used. field, matcher: on `device`, for inference.
     """
-    surface = surface_points(references, config.surface_points)
-    words = fit_words(_point_tokens(references, surface, matcher, frame, device).cpu(),
-                      config.words)
     kept = range(len(references)) if not config.reference_views else np.unique(
         np.linspace(0, len(references) - 1, config.reference_views).round().astype(int))
     chosen = [references[k] for k in kept]
+
+    def picture(number: int) -> Tensor:
+        reference = chosen[number]
+        if config.reference_images == 'real':
+            return as_tensor(reference.view.picture(images[kept[number]].rgb()))
+        camera = reference.view.camera
+        rendered = render_view(field, frame, camera, reference.map_from_camera, stride=1,
+                               colour=True)
+        return rendered.colour.T.reshape(3, camera.height, camera.width)
+
+    surface = surface_points(references, config.surface_points)
+    if matcher.per_view:
+        words = fit_cell_words(map(picture, images_for_words(len(chosen))), matcher, config.words)
+    else:
+        features = None if surface.features is None else surface.features.to(device)
+        tokens = encode_points(matcher, frame, surface.points.to(device), features).coarse
+        words = fit_words(F.normalize(tokens, dim=-1).cpu(), config.words)
     descriptors = []
-    for k, reference in zip(kept, chosen):
-        if config.reference_images == 'rendered':
-            camera = reference.view.camera
-            rendered = render_view(field, frame, camera, reference.map_from_camera, stride=1,
-                                   colour=True)
-            picture = rendered.colour.T.reshape(3, camera.height, camera.width)
-        else:
-            picture = as_tensor(reference.view.picture(images[k].rgb()))
-        cells = matcher.encode_image(picture.to(device)).coarse
-        descriptors.append(describe(F.normalize(cells, dim=-1).cpu(), words,
-                                    matcher.scale.item()))
+    for number in range(len(chosen)):
+        descriptors.append(
+            describe(cells_of(picture(number), matcher), words, matcher.scale.item()))
         report(len(descriptors) / len(chosen))
     counts = torch.tensor([0] + [len(reference.points) for reference in chosen])
     stored = References(
@@ -66,22 +70,3 @@ def assemble_map(
         config.longest_side, config.frame_id, to_dict(config.localization), notes=notes or {},
         working_size=config.working_size)
 
-
-def _point_tokens(
-    references: Sequence[ReferenceView], surface: Surface, matcher: Matcher, frame: SceneFrame,
-    device: str,
-) -> Tensor:
-    """Give coarse tokens (n, C), unit length, of points all over the map."""
-    if not matcher.per_view:
-        features = None if surface.features is None else surface.features.to(device)
-        tokens = encode_points(matcher, frame, surface.points.to(device), features).coarse
-        return F.normalize(tokens, dim=-1)
-    # Points of different views must not attend to one another, so views are encoded one by one.
-    share = math.ceil(WORD_POINTS / len(references))
-    parts = []
-    for reference in references:
-        if len(reference.points):
-            features = None if reference.features is None else reference.features.to(device)
-            tokens = encode_points(matcher, frame, reference.points.to(device), features).coarse
-            parts.append(tokens[::math.ceil(len(tokens) / share)])
-    return F.normalize(torch.cat(parts), dim=-1)
