@@ -147,6 +147,15 @@ def test_fine_loss_equals_the_published_one():
 
 
 @needs_fixtures
+def test_the_published_loss_of_offsets_is_the_same_over_the_matches_that_count():
+    fixture = Fixture('loss')
+    found, truth = fixture['exp_pred'], fixture['exp_gt']
+    inside = truth.abs().amax(dim=1) < 1
+    loss = squared_distance_loss(found[:, :2], found[:, 2], truth, inside)
+    torch.testing.assert_close(loss * len(truth) / inside.sum(), fixture['exp_loss'])
+
+
+@needs_fixtures
 def test_true_pairs_and_fine_loss_of_a_training_step_equal_the_published_ones():
     fixture = Fixture('loss')
     projected = fixture['train_pt2d_proj'] - 0.5  # from the corner to the centre of a pixel

@@ -24,16 +24,19 @@ CLAMP = 1e-6  # of the full model's probabilities, as released
 class PairLoss(nn.Module):
     """Coarse and fine loss of a group of pairs: 'focal' as released, 'log' as in the paper."""
 
-    def __init__(self, matcher: PaperMatcher, *, kind: str):
+    def __init__(self, matcher: PaperMatcher, *, kind: str, bfloat16: bool = True):
         super().__init__()
-        self.matcher, self.kind = matcher, kind
+        self.matcher, self.kind, self.bfloat16 = matcher, kind, bfloat16
 
-    def forward(self, group: PairGroup) -> Tensor:
-        """Give both losses (2,); the networks run in bfloat16, scores and losses do not."""
+    def forward(self, group: PairGroup, matches: Pairs | None = None) -> Tensor:
+        """Give both losses (2,); the networks run in bfloat16, scores and losses do not.
+
+        matches: that the fine stage learns from; None: predicted and true ones, drawn.
+        """
         matcher = self.matcher
         device = matcher.temperature.device
         scores, attended, maps = [], [], []
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             for pair, (tokens, fine) in zip(group.pairs, self._encode_images(group, device)):
                 points = matcher.encode_points(pair.points.to(device), pair.features.to(device))
                 cells, seen = matcher.interact(tokens, points.coarse)
@@ -52,14 +55,15 @@ class PairLoss(nn.Module):
             coarse = log_loss(scores, truth)
         if not matcher.config.fine:
             return torch.stack([coarse, torch.zeros_like(coarse)])
-        chosen, _ = matches_to_learn(_best_of_each_cell(scores), truth, sum(map(len, scores)),
-                                     np.random.default_rng(group.seed))
+        if matches is None:
+            matches, _ = matches_to_learn(_best_of_each_cell(scores), truth,
+                                          sum(map(len, scores)), np.random.default_rng(group.seed))
         found, std, places, near = ([] for _ in range(4))
         for k, (_, columns) in enumerate(grids):
-            own = chosen.image == k
-            cells, points = chosen.cell[own], chosen.point[own]
+            own = matches.image == k
+            cells, points = matches.cell[own], matches.point[own]
             centres = cell_centres(cells, columns)
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
                 windows, middles = matcher.windows(maps[k], cells)
                 place = matcher.locate(windows, attended[k][points])
             at, spread = matcher.fine_pixels(place, cells, middles, columns)
