@@ -160,10 +160,10 @@ def test_true_pairs_and_fine_loss_of_a_training_step_equal_the_published_ones():
     fixture = Fixture('loss')
     projected = fixture['train_pt2d_proj'] - 0.5  # from the corner to the centre of a pixel
     truth = fixture['train_conf_gt']
-    side = round(truth.shape[1] ** 0.5)
+    rows, columns = (side // 8 for side in Fixture('mini_small')['image'].shape[-2:])
     # All but the first row and column take part there; points in them are rather given to none.
     free = true_pairs(list(projected), [torch.ones(truth.shape[2]).bool()] * len(truth),
-                      [(side, side)] * len(truth), 8)
+                      [(rows, columns)] * len(truth), 8)
     ours = torch.zeros_like(truth)
     ours[free.image, free.cell, free.point] = True
     assert torch.equal(ours, truth)
@@ -171,7 +171,7 @@ def test_true_pairs_and_fine_loss_of_a_training_step_equal_the_published_ones():
     found, own = fixture['full/expec_f'], fixture['full/pred_mask']
     assert len(cell) == int(0.3 * truth.shape[0] * truth.shape[1])
     assert own.sum() <= int(0.3 * len(cell)) and truth[image, cell, point][~own].all()
-    centres = cell_centres(cell, side)
+    centres = cell_centres(cell, columns)
     places = projected[image, point]
     near = near_its_cell(places, centres)
     fine = squared_distance_loss(centres + 5 * found[:, :2], found[:, 2], places, near)
