@@ -17,7 +17,8 @@ import pytest
 from sphere_scene import FRAME, sphere_images, sphere_references
 import torch
 
-CONFIG = MatcherTrainingConfig(steps=30, batch=3, points=60, fine_matches=30)
+# Rounding to half precision depends on the order of sums.
+CONFIG = MatcherTrainingConfig(steps=30, batch=3, points=60, fine_matches=30, bfloat16=False)
 PAIRS = replace(CONFIG, batch=3, pairs_at_once=1, rate=4e-4, weight_decay=0.0, steps=20)
 FULL = replace(MatcherConfig.published(fine=True), backbone='convformer_s18', octaves=4,
                self_attention=1)
@@ -54,7 +55,7 @@ def test_two_processes_learn_what_one_learns(kind, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     alone = train(tmp_path / 'one', kind)
     first, second = run_together(2, train, tmp_path / 'two', kind)
-    np.testing.assert_allclose(first[0], alone[0], rtol=0.02)
+    np.testing.assert_allclose(first[0], alone[0], rtol=0.01 if kind == 'own' else 1e-4)
     assert first[0] == second[0]
     for name, value in first[1].items():
         np.testing.assert_array_equal(second[1][name], value, err_msg=name)

@@ -18,9 +18,11 @@ import torch.nn.functional as F
 class MatchingLoss(nn.Module):
     """Coarse and fine loss of a batch (paper, Eq. 3 and 4), means over its images that count."""
 
-    def __init__(self, matcher: NeRFMatcher, *, jitter: float, fine_matches: int):
+    def __init__(self, matcher: NeRFMatcher, *, jitter: float, fine_matches: int,
+                 bfloat16: bool = True):
         super().__init__()
         self.matcher, self.jitter, self.fine_matches = matcher, jitter, fine_matches
+        self.bfloat16 = bfloat16
 
     def forward(self, batch: MatchBatch) -> Tensor:
         """Give both losses (2,).
@@ -31,7 +33,7 @@ class MatchingLoss(nn.Module):
         matcher = self.matcher
         device = next(matcher.parameters()).device
         rows, columns = (side // COARSE_STRIDE for side in batch.images.shape[-2:])
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             tokens, fine = matcher.encode_images(
                 batch.images.to(device).contiguous(memory_format=torch.channels_last))
         noise = torch.randn(batch.points.shape,

@@ -41,6 +41,7 @@ class MatcherTrainingConfig:
     rate: float = 2e-3
     weight_decay: float = 1e-2
     jitter: float = 0.003  # scene units, std; views never agree exactly on a surface
+    bfloat16: bool = True  # matrix products of the networks in half the time
     seed: int = 0
     # The rest is for a matcher of kind 'paper', which needs no points, fine_matches and jitter.
     loss: str = 'focal'  # 'focal' as released, 'log' as in the paper (Eq. 3 and 4)
@@ -118,8 +119,9 @@ def train_matcher(
     if not paper:
         fit_feature_statistics(matcher, datasets)
     matcher.to(memory_format=torch.channels_last)
-    loss = PairLoss(matcher, kind=config.loss) if paper else MatchingLoss(
-        matcher, jitter=config.jitter, fine_matches=config.fine_matches)
+    loss = PairLoss(matcher, kind=config.loss, bfloat16=config.bfloat16) if paper \
+        else MatchingLoss(matcher, jitter=config.jitter, fine_matches=config.fine_matches,
+                          bfloat16=config.bfloat16)
     wrapped, optimizer, bare = _set_up(engine, loss, config)
     clock = TrainingClock(steps=config.steps, minutes=minutes, engine=engine)
     # The state of the matcher, not of the loss around it, is what a checkpoint holds.

@@ -42,17 +42,16 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and distributed.is_available() and distributed.is_initialized()
                 and distributed.get_world_size() > 1):
             return super().forward(x)
-        values = x.float()
-        count = values.new_full((1,), values.numel() / values.shape[1])
-        sums = _Sum.apply(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)),
-                                     count]))
-        channels, count = values.shape[1], sums[-1]
-        mean = sums[:channels] / count
-        variance = (sums[channels:-1] / count - mean ** 2).clamp(min=0)
+        values, channels, shape = x.float(), x.shape[1], (1, -1, 1, 1)
+        count = values.new_full((1,), values.numel() / channels)
+        sums = _Sum.apply(torch.cat([values.sum((0, 2, 3)), count]))
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        # In a second round: the mean of squares less the square of the mean is not as precise.
+        centred = values - mean.view(shape)
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         factor = self.weight * torch.rsqrt(variance + self.eps)
-        shape = (1, -1, 1, 1)
-        return (values * factor.view(shape) + (self.bias - mean * factor).view(shape)).to(x.dtype)
+        return (centred * factor.view(shape) + self.bias.view(shape)).to(x.dtype)
