@@ -95,6 +95,27 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
         ConvFormerBackbone(pretrained=True)
 
 
+def test_recomputed_maps_have_the_same_gradients_and_are_not_kept():
+    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    backbone = ConvFormerBackbone('convformer_s18')
+    gradients, kept = [], []
+    for enabled in (False, True):
+        backbone.recompute(enabled)
+        backbone.zero_grad()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda value: saved.append(value.numel()) or value, lambda value: value), \
+                torch.autocast('cpu', torch.bfloat16):
+            coarse, fine = backbone(image)
+        kept.append(sum(saved))
+        (coarse.float().square().mean() + fine.float().mean()).backward()
+        gradients.append([p.grad.clone() for p in backbone.parameters()])
+    assert kept[1] < 0.5 * kept[0]
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
+
+
 def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -116,7 +116,10 @@ def train_matcher(
     as it would have. report: called with the progress in [0, 1] and the smoothed losses.
     """
     paper = matcher.config.kind == 'paper'
-    if not paper:
+    if paper:
+        # A CPU tries this network rather than trains it, and has less memory to spare than time.
+        matcher.backbone.backbone.recompute(engine.device.type == 'cpu')
+    else:
         fit_feature_statistics(matcher, datasets)
     matcher.to(memory_format=torch.channels_last)
     loss = PairLoss(matcher, kind=config.loss, bfloat16=config.bfloat16) if paper \
@@ -144,6 +147,8 @@ def train_matcher(
         if clock.step % CHECKPOINT_STEPS == 0:
             save_checkpoint(checkpoint, matcher, bare, clock, engine=engine)
             clock.pause()
+    if paper:
+        matcher.backbone.backbone.recompute(False)
     return matcher.eval()
 
 
