@@ -1,4 +1,4 @@
-"""Writing tensors to a safetensors file piece by piece, those too large for the memory as well.
+"""Tensors too large for the memory: written to a safetensors file in pieces, and mapped.
 
 The library's own `save_file` wants every tensor whole. The format is simple: the length of a
 header (8 bytes), the header (JSON: type, shape, place of each tensor), the tensors end to end.
@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 import struct
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,3 +60,24 @@ def write_tensors(path: Path, tensors: dict[str, Tensor | Pieces]) -> None:
             if file.tell() - start != value.size:
                 raise ValueError(f'the pieces of {name} are {file.tell() - start} bytes, '
                                  f'the whole is {value.size}')
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Map the tensors of a file that `write_tensors` made; changes do not reach the file.
+
+    They take memory only where they are looked at, and none that a busy system could not use.
+    """
+    with open(path, 'rb') as file:
+        length = struct.unpack('<Q', file.read(8))[0]
+        header = json.loads(file.read(length))
+    kinds = {name: kind for kind, name in _NAMES.items()}
+    tensors = {}
+    for name, entry in header.items():
+        start, end = entry['data_offsets']
+        if start == end:
+            tensors[name] = torch.empty(entry['shape'], dtype=kinds[entry['dtype']])
+            continue
+        # Bytes, because numpy does not know every type of torch.
+        flat = np.memmap(path, np.uint8, 'c', 8 + length + start, (end - start,))
+        tensors[name] = torch.from_numpy(flat).view(kinds[entry['dtype']]).view(entry['shape'])
+    return tensors

@@ -1,6 +1,6 @@
 """Files written piece by piece are those that safetensors reads."""
 
-from nerfmatch_ros.tensor_file import Pieces, write_tensors
+from nerfmatch_ros.tensor_file import map_tensors, Pieces, write_tensors
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -24,6 +24,9 @@ def test_what_is_written_in_pieces_is_read_whole(tmp_path, generator):
     for name, value in whole.items():
         assert read[name].dtype == value.dtype and read[name].shape == value.shape, name
         assert torch.equal(read[name].double(), value.double()), name
+        mapped = map_tensors(tmp_path / 'a.safetensors')[name]
+        assert mapped.dtype == value.dtype and mapped.shape == value.shape, name
+        assert torch.equal(mapped.double(), value.double()), name
     with safe_open(tmp_path / 'a.safetensors', 'pt') as opened:
         assert torch.equal(opened.get_slice('half')[2:5], whole['half'][2:5])
 

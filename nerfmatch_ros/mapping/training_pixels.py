@@ -14,9 +14,8 @@ from nerfmatch_ros.data.working_image import working_view
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.files import written_atomically
 from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.tensor_file import Pieces, write_tensors
+from nerfmatch_ros.tensor_file import map_tensors, Pieces, write_tensors
 import numpy as np
-from safetensors import safe_open
 import torch
 from torch import Tensor
 
@@ -128,8 +127,7 @@ def _directions(cameras: list[Camera]) -> Iterator[Tensor]:
 
 def map_pixels(path: Path) -> dict[str, Tensor]:
     """Map what `write_pixels` wrote; it takes memory only where it is looked at."""
-    with safe_open(path, 'pt') as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    tensors = map_tensors(path)
     if 'usable' in tensors and not tensors['usable'].any():
         raise DataError('the masks leave no pixel of any photograph to train on; check whether '
                         'they are inverted')
