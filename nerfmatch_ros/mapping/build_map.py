@@ -8,7 +8,6 @@ Finished stages lie in `<output>.build` until the map is whole.
 
 from collections.abc import Callable
 from dataclasses import replace
-import hashlib
 import json
 import logging
 import math
@@ -18,14 +17,18 @@ import time
 from typing import TYPE_CHECKING
 
 import cv2
-from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.field_file import FieldFile
 from nerfmatch_ros.files import write_text, written_atomically
 from nerfmatch_ros.localization.localizer import Localizer
 from nerfmatch_ros.mapping.assemble_map import assemble_map
 from nerfmatch_ros.mapping.build_config import BuildConfig, SceneFrameConfig
+from nerfmatch_ros.mapping.build_folder import (
+    check_images,
+    check_networks,
+    extent,
+    open_work_folder,
+)
 from nerfmatch_ros.mapping.calibrate import calibrate
 from nerfmatch_ros.mapping.depth_map import (
     DepthMap,
@@ -37,6 +40,7 @@ from nerfmatch_ros.mapping.engine import from_first, make_engine, once
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
 from nerfmatch_ros.mapping.given_field import likeness, with_field
 from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
+from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
@@ -49,8 +53,6 @@ from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, frustum_frame, SceneFrame
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 import torch
 
@@ -58,8 +60,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 LOG = logging.getLogger(__name__)
-FEWEST_IMAGES = 4
-FARTHEST = 1e4  # times the spread of the cameras, that their origin may lie away
 FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its renders and depths
 
 
@@ -75,19 +75,19 @@ def build_map(
     that cannot become a map. The old map in `output` stays until the new one is whole.
     Under torchrun all processes call this; the first one does what is no training.
     """
-    _check(images)
+    check_images(images)
     config = with_field(config, given)
-    _check_networks(config)
+    check_networks(config)
     keep_freed_memory()
     started = time.monotonic()
     minutes = config.minutes if minutes is None else minutes
     engine = make_engine(device)
     output = Path(output).resolve()
     work = output.with_name(output.name + '.build')
-    once(engine, lambda: _open_work_folder(output, work, images, config, minutes, given))
+    once(engine, lambda: open_work_folder(output, work, images, config, minutes, given))
     torch.manual_seed(config.seed)
-    with _progress(shown=engine.is_global_zero) as progress:
-        stages = _Stages(progress, config, engine, minutes, work)
+    with ProgressBars(shown=engine.is_global_zero) as bars:
+        stages = _Stages(bars, config, engine, minutes, work)
         if given is None:
             sparse = stages.sparse_points(images)
             frame = _scene_frame(images, sparse, config.scene_frame)
@@ -103,7 +103,7 @@ def build_map(
         def finish() -> None:
             scene_map = assemble_map(
                 images, references, field, matcher, frame, config, device=str(engine.device),
-                notes={'images': len(images), 'extent_m': _extent(images), **quality,
+                notes={'images': len(images), 'extent_m': extent(images), **quality,
                        'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
                 report=stages.bar('surface, words'))
             stages.calibrated(scene_map, images).save(output)
@@ -114,67 +114,6 @@ def build_map(
 
         once(engine, finish)
     return SceneMap.load(output)
-
-
-def _check(images: list[PosedImage]) -> None:
-    if len(images) < FEWEST_IMAGES:
-        raise DataError(f'a map needs at least {FEWEST_IMAGES} photographs, {len(images)} given')
-    for image in images:
-        if image.map_from_camera is None:
-            raise DataError(f'{image.name} has no pose; a map is built of posed photographs')
-    centres = np.stack([image.map_from_camera[:3, 3] for image in images])
-    away, spread = np.abs(centres).max(), np.ptp(centres, axis=0).max()
-    if away > FARTHEST * max(spread, 1e-9):
-        raise DataError(
-            f'the cameras lie up to {away:.6g} from the origin but within {spread:.3g} of each '
-            'other, too far for single precision; move the origin of the poses near to them')
-
-
-def _extent(images: list[PosedImage]) -> float:
-    """Diagonal of the bounding box of the camera centres, metres."""
-    centres = np.stack([image.map_from_camera[:3, 3] for image in images])
-    return float(np.linalg.norm(np.ptp(centres, axis=0)))
-
-
-def _check_networks(config: BuildConfig) -> None:
-    """Make both networks once, so that options they refuse do not first cost a trained field."""
-    field = config.field.make(1)
-    layer = config.matcher.feature_layer
-    if layer is not None and not 1 <= layer <= field.feature_layers:
-        raise ConfigError(f"matcher.point_feature is '{config.matcher.point_feature}'; the field "
-                          f"'{config.field.kind}' has f1 to f{field.feature_layers}")
-    make_matcher(config.matcher, field.feature_channels)
-
-
-def _open_work_folder(
-    output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
-    minutes: float | None, given: FieldFile | None,
-) -> None:
-    """Make the folder `work`, or find it left by the same build."""
-    if output.exists() and not output.is_dir():
-        raise DataError(f'{output} is a file; give a folder for the map')
-    if output.exists() and any(output.iterdir()) and not (output / 'map.yaml').exists():
-        raise DataError(f'{output} is not empty and holds no map; choose another folder')
-    if minutes is not None and not minutes > 0:
-        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
-    work.mkdir(parents=True, exist_ok=True)
-    identity = json.dumps([
-        to_dict(config), minutes, *([] if given is None else [given.mark()]),
-        [(i.name, str(i.camera), i.map_from_camera.round(9).tolist()) for i in images]])
-    mark = hashlib.sha256(identity.encode()).hexdigest()
-    path = work / 'build.sha256'
-    if path.exists() and path.read_text() != mark:
-        raise DataError(
-            f'{work} holds the unfinished build of other photographs, poses or options; '
-            'repeat that command to finish it, or delete the folder to start anew')
-    write_text(path, mark)
-
-
-def _progress(*, shown: bool) -> Progress:
-    return Progress(
-        TextColumn('{task.description:<16}'), BarColumn(), TextColumn('{task.percentage:>3.0f}%'),
-        TimeElapsedColumn(), TextColumn('eta'), TimeRemainingColumn(),
-        TextColumn('{task.fields[numbers]}'), console=Console(stderr=True), disable=not shown)
 
 
 def _scene_frame(
@@ -194,32 +133,15 @@ class _Stages:
     Trainings are work of all processes; the first one does the rest while the others wait.
     """
 
-    def __init__(self, progress: Progress, config: BuildConfig, engine: 'Fabric',
+    def __init__(self, bars: ProgressBars, config: BuildConfig, engine: 'Fabric',
                  minutes: float | None, work: Path):
-        self.progress, self.config, self.engine = progress, config, engine
+        self.bar, self.config, self.engine = bars.bar, config, engine
         self.minutes, self.work = minutes, work
         self.device = str(engine.device)
 
     def _once(self, path: Path, make: Callable[[], None]) -> None:
         """Let the first process make what lies at `path`, unless it is there."""
         once(self.engine, lambda: None if path.exists() else make())
-
-    def bar(self, name: str) -> Callable[[float, dict], None]:
-        task = self.progress.add_task(name, total=1.0, numbers='')
-        logged = -math.inf
-
-        def report(done: float, numbers: dict | None = None) -> None:
-            nonlocal logged
-            text = ' '.join(f'{key} {value:.4g}' for key, value in (numbers or {}).items())
-            self.progress.update(task, completed=done, numbers=text)
-            # A bar is of no use in a log file, so lines take its place there.
-            now = time.monotonic()
-            if not self.engine.is_global_zero:
-                return
-            if not self.progress.console.is_terminal and (done >= 1 or now > logged + 30):
-                logged = now
-                LOG.info('%s: %.0f %% %s', name, 100 * done, text)
-        return report
 
     def _minutes(self, share: float) -> float | None:
         return None if self.minutes is None else share * self.minutes

@@ -1,0 +1,72 @@
+"""What a build is refused for before it begins, and the folder that its stages' results lie in."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from nerfmatch_ros.config import to_dict
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.field_file import FieldFile
+from nerfmatch_ros.files import write_text
+from nerfmatch_ros.mapping.build_config import BuildConfig
+from nerfmatch_ros.matching.make_matcher import make_matcher
+import numpy as np
+
+FEWEST_IMAGES = 4
+FARTHEST = 1e4  # times the spread of the cameras, that their origin may lie away
+
+
+def check_images(images: list[PosedImage]) -> None:
+    """Refuse photographs that cannot become a map."""
+    if len(images) < FEWEST_IMAGES:
+        raise DataError(f'a map needs at least {FEWEST_IMAGES} photographs, {len(images)} given')
+    for image in images:
+        if image.map_from_camera is None:
+            raise DataError(f'{image.name} has no pose; a map is built of posed photographs')
+    centres = np.stack([image.map_from_camera[:3, 3] for image in images])
+    away, spread = np.abs(centres).max(), np.ptp(centres, axis=0).max()
+    if away > FARTHEST * max(spread, 1e-9):
+        raise DataError(
+            f'the cameras lie up to {away:.6g} from the origin but within {spread:.3g} of each '
+            'other, too far for single precision; move the origin of the poses near to them')
+
+
+def extent(images: list[PosedImage]) -> float:
+    """Diagonal of the bounding box of the camera centres, metres."""
+    centres = np.stack([image.map_from_camera[:3, 3] for image in images])
+    return float(np.linalg.norm(np.ptp(centres, axis=0)))
+
+
+def check_networks(config: BuildConfig) -> None:
+    """Make both networks once, so that options they refuse do not first cost a trained field."""
+    field = config.field.make(1)
+    layer = config.matcher.feature_layer
+    if layer is not None and not 1 <= layer <= field.feature_layers:
+        raise ConfigError(f"matcher.point_feature is '{config.matcher.point_feature}'; the field "
+                          f"'{config.field.kind}' has f1 to f{field.feature_layers}")
+    make_matcher(config.matcher, field.feature_channels)
+
+
+def open_work_folder(
+    output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
+    minutes: float | None, given: FieldFile | None,
+) -> None:
+    """Make the folder `work`, or find it left by the same build."""
+    if output.exists() and not output.is_dir():
+        raise DataError(f'{output} is a file; give a folder for the map')
+    if output.exists() and any(output.iterdir()) and not (output / 'map.yaml').exists():
+        raise DataError(f'{output} is not empty and holds no map; choose another folder')
+    if minutes is not None and not minutes > 0:
+        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
+    work.mkdir(parents=True, exist_ok=True)
+    identity = json.dumps([
+        to_dict(config), minutes, *([] if given is None else [given.mark()]),
+        [(i.name, str(i.camera), i.map_from_camera.round(9).tolist()) for i in images]])
+    mark = hashlib.sha256(identity.encode()).hexdigest()
+    path = work / 'build.sha256'
+    if path.exists() and path.read_text() != mark:
+        raise DataError(
+            f'{work} holds the unfinished build of other photographs, poses or options; '
+            'repeat that command to finish it, or delete the folder to start anew')
+    write_text(path, mark)
