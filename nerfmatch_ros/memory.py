@@ -23,3 +23,17 @@ def keep_freed_memory() -> None:
         library.mallopt(_ARENA_MAX, 1)
     except (OSError, AttributeError):
         return  # another C library (musl): it manages memory in its own way
+
+
+def return_freed_memory() -> None:
+    """Give freed blocks back to the system where `keep_freed_memory` kept them.
+
+    Between two stages of a build: the second one asks for blocks of other sizes, which would come
+    on top of what the first one left.
+    """
+    if not sys.platform.startswith('linux'):
+        return
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # as above

@@ -143,7 +143,9 @@ def random_reference(field, frame, image, view, *, feature_layer) -> ReferenceVi
 def random_tokens(matcher: PaperMatcher, image: torch.Tensor) -> ImageTokens:
     """Stand in for the encoding of an image, of which an assembly makes one at a time."""
     rows, columns = (side // COARSE_STRIDE for side in image.shape[1:])
-    return ImageTokens(torch.rand(rows * columns, matcher.token_channels), None, rows, columns)
+    fine = None if not matcher.config.fine else torch.rand(
+        1, matcher.backbone.fine_channels, image.shape[1] // 2, image.shape[2] // 2)
+    return ImageTokens(torch.rand(rows * columns, matcher.token_channels), fine, rows, columns)
 
 
 def main() -> None:
@@ -168,8 +170,7 @@ def main() -> None:
     SceneMap.save = watch.during('save', SceneMap.save)
     if not options.render:
         reference_store.render_reference = random_reference
-    if not options.whole_matcher:
-        PaperMatcher.encode_image = random_tokens
+    PaperMatcher.encode_image = random_tokens
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder / 'images').mkdir()

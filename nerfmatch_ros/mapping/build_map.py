@@ -48,7 +48,7 @@ from nerfmatch_ros.mapping.train_field import train_field
 from nerfmatch_ros.mapping.train_matcher import train_matcher, training_data
 from nerfmatch_ros.mapping.training_pixels import PixelSize, write_pixels
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
-from nerfmatch_ros.memory import keep_freed_memory
+from nerfmatch_ros.memory import keep_freed_memory, return_freed_memory
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, frustum_frame, SceneFrame
 from nerfmatch_ros.scene_map import SceneMap
@@ -135,13 +135,18 @@ class _Stages:
 
     def __init__(self, bars: ProgressBars, config: BuildConfig, engine: 'Fabric',
                  minutes: float | None, work: Path):
-        self.bar, self.config, self.engine = bars.bar, config, engine
+        self.bars, self.config, self.engine = bars, config, engine
         self.minutes, self.work = minutes, work
         self.device = str(engine.device)
 
     def _once(self, path: Path, make: Callable[[], None]) -> None:
         """Let the first process make what lies at `path`, unless it is there."""
         once(self.engine, lambda: None if path.exists() else make())
+
+    def bar(self, name: str) -> Callable[[float, dict], None]:
+        """Begin a stage, with the memory of the one before given back; gives its bar."""
+        return_freed_memory()
+        return self.bars.bar(name)
 
     def _minutes(self, share: float) -> float | None:
         return None if self.minutes is None else share * self.minutes
