@@ -55,6 +55,18 @@ def test_the_coarse_loss_is_that_of_the_scores_that_matching_uses(group):
                                atol=1e-3)
 
 
+def test_one_pair_is_learned_by_heart(group):
+    loss = loss_of(FULL)
+    optimizer = torch.optim.Adam(loss.parameters(), 4e-4)
+    alone, losses = PairGroup(group.pairs[:1], 0), []
+    for _ in range(15):
+        optimizer.zero_grad()
+        losses.append(loss(alone)[0])
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
 @torch.no_grad()
 def test_images_of_several_sizes_may_be_one_group(group):
     cut = replace(group.pairs[1], image=group.pairs[1].image[:, :48, :64])
