@@ -4,6 +4,7 @@ from dataclasses import replace
 import shutil
 
 from nerfmatch_ros import cli
+from nerfmatch_ros.data.synthetic import SyntheticRoom
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.localization.localizer import Localizer
 from nerfmatch_ros.mapping import shared_matcher as module
@@ -13,6 +14,7 @@ from nerfmatch_ros.mapping.shared_matcher import share_matcher
 from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
+from processes import run_together
 import pytest
 from tiny_build import TINY, tiny_images
 import torch
@@ -82,6 +84,21 @@ def test_finished_work_is_not_done_again(maps, images, tmp_path, monkeypatch):
         monkeypatch.setattr(module, used, stop)
     folders = share_matcher(maps, [images, images], tmp_path / 'out', CONFIG)
     assert all((folder / 'map.yaml').exists() for folder in folders)
+
+
+def share(maps, output) -> dict[str, np.ndarray]:
+    """Give the words of the new maps, as this process reads them."""
+    images = tiny_images(SyntheticRoom())
+    return {folder.name: SceneMap.load(folder).words.numpy()
+            for folder in share_matcher(maps, [images, images], output, CONFIG)}
+
+
+def test_two_processes_share_the_work_and_one_writes(maps, tmp_path):
+    first, second = run_together(2, share, maps, tmp_path / 'out')
+    assert first.keys() == second.keys() == {'a', 'b'}
+    for name, words in first.items():
+        np.testing.assert_array_equal(second[name], words)
+    assert not (tmp_path / 'out.build').exists()
 
 
 def test_maps_that_cannot_share_are_refused(maps, images, tmp_path):

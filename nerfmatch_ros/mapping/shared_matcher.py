@@ -69,8 +69,9 @@ def share_matcher(
     maps. What is finished lies in `<output>.build` until all is whole, so that the same command
     goes on after an interruption. Under torchrun all processes call this.
     """
-    places = _open(maps, photographs, config, device)
     engine = make_engine(device)
+    device = str(engine.device)  # of several processes, each has its own
+    places = _open(maps, photographs, config, device)
     output = Path(output).resolve()
     work = output.with_name(output.name + '.build')
     minutes = config.minutes if minutes is None else minutes
