@@ -5,6 +5,8 @@ clustered, are words of the place itself. An image is described by how its cells
 these words; no second network, nothing to download. Letters: V words, C channels, K references.
 """
 
+import warnings
+
 import numpy as np
 from scipy.cluster.vq import kmeans2
 import torch
@@ -16,7 +18,9 @@ def fit_words(descriptors: Tensor, count: int, seed: int = 0) -> Tensor:
     """Cluster point descriptors (m, C) of unit length into `count` words (V, C) of unit length."""
     count = min(count, len(descriptors))
     data = descriptors.double().numpy()
-    words, _ = kmeans2(data, count, iter=15, minit='points', seed=np.random.default_rng(seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # a word that no point is nearest to stays where it was
+        words, _ = kmeans2(data, count, iter=15, minit='points', seed=np.random.default_rng(seed))
     return F.normalize(torch.from_numpy(words).float(), dim=-1)
 
 

@@ -25,7 +25,6 @@ def train_matcher(
     from nerfmatch_ros.config import choose_device, load_config
     from nerfmatch_ros.data.reader import read_posed_images
     from nerfmatch_ros.mapping.build_config import BuildConfig
-    from nerfmatch_ros.mapping.progress import log_progress
     from nerfmatch_ros.mapping.shared_matcher import share_matcher
     if minutes is not None and not minutes > 0:
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
@@ -35,6 +34,5 @@ def train_matcher(
     chosen = None if split == 'all' else split
     for folder in share_matcher(
             maps, [read_posed_images(folder, chosen) for folder in images], output,
-            load_config(BuildConfig, config), device=choose_device(device), minutes=minutes,
-            report=log_progress()):
+            load_config(BuildConfig, config), device=choose_device(device), minutes=minutes):
         print(folder)

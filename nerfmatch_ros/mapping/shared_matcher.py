@@ -4,7 +4,7 @@ The fields, frames and poses of the maps stay as they are; what depends on the m
 again: tokens, words, descriptors and, from the photographs that were held out, the calibration.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import functools
 import hashlib
@@ -23,6 +23,7 @@ from nerfmatch_ros.mapping.assemble_map import assemble_map
 from nerfmatch_ros.mapping.build_config import BuildConfig
 from nerfmatch_ros.mapping.calibrate import calibrate
 from nerfmatch_ros.mapping.engine import from_first, make_engine, once
+from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
 from nerfmatch_ros.mapping.train_matcher import train_matcher, training_data
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
@@ -60,14 +61,14 @@ class Place:
 def share_matcher(
     maps: Sequence[Path], photographs: Sequence[list[PosedImage]], output: Path,
     config: BuildConfig, *, device: str = 'cpu', minutes: float | None = None,
-    report: Callable[[str, float, dict], None] = lambda stage, progress, numbers: None,
 ) -> list[Path]:
     """Train one matcher on several maps; gives the folders of the new maps, in `output`.
 
     photographs: of each map, those it was built of; config: matcher, matcher_training,
-    augmentation, calibration, words, surface_points and seed of it count, all else is as in the
-    maps. What is finished lies in `<output>.build` until all is whole, so that the same command
-    goes on after an interruption. Under torchrun all processes call this.
+    augmentation, calibration, words, surface_points and seed of it count, and localization where
+    the matcher is of another kind than before; all else is as in the maps. What is finished lies
+    in `<output>.build` until all is whole, so that the same command goes on after an interruption.
+    Under torchrun all processes call this.
     """
     engine = make_engine(device)
     device = str(engine.device)  # of several processes, each has its own
@@ -77,13 +78,14 @@ def share_matcher(
     minutes = config.minutes if minutes is None else minutes
     once(engine, lambda: _open_work_folder(work, output, places, config, minutes))
     torch.manual_seed(config.seed)
-    references = [_references(place, work / f'references-{k}', config, engine, report)
-                  for k, place in enumerate(places)]
-    matcher = _train(places, references, work, config, engine, minutes, report)
     folders = [output / place.folder.name for place in places]
-    for place, views, folder in zip(places, references, folders):
-        once(engine, functools.partial(
-            _put_together, place, views, matcher, folder, maps, config, device, report))
+    with ProgressBars(shown=engine.is_global_zero) as bars:
+        references = [_references(place, work / f'references-{k}', config, engine, bars)
+                      for k, place in enumerate(places)]
+        matcher = _train(places, references, work, config, engine, minutes, bars)
+        for place, views, folder in zip(places, references, folders):
+            once(engine, functools.partial(
+                _put_together, place, views, matcher, folder, maps, config, device, bars))
     once(engine, lambda: shutil.rmtree(work))
     return folders
 
@@ -143,8 +145,7 @@ def _open_work_folder(work: Path, output: Path, places: list[Place], config: Bui
 
 
 def _references(
-    place: Place, path: Path, config: BuildConfig, engine: 'Fabric',
-    report: Callable[[str, float, dict], None],
+    place: Place, path: Path, config: BuildConfig, engine: 'Fabric', bars: ProgressBars,
 ) -> list[StoredView]:
     """Render what each photograph's camera sees of the map's field."""
     scene_map = place.scene_map
@@ -152,24 +153,24 @@ def _references(
     once(engine, lambda: render_into_store(
         path, scene_map.field, scene_map.frame, place.images,
         feature_layer=config.matcher.feature_layer, **size,
-        report=lambda done: report(f'views of {place.folder.name}', done, {})))
+        report=bars.bar(f'views of {place.folder.name}')))
     return open_references(path, place.images, **size)
 
 
 def _train(
     places: list[Place], references: list[list[StoredView]], work: Path, config: BuildConfig,
-    engine: 'Fabric', minutes: float | None, report: Callable[[str, float, dict], None],
+    engine: 'Fabric', minutes: float | None, bars: ProgressBars,
 ) -> Matcher:
     matcher = make_matcher(config.matcher, places[0].scene_map.field.feature_channels)
     path, checkpoint = work / 'matcher.safetensors', work / 'matcher.checkpoint'
+    report = bars.bar('matcher')
     if not from_first(engine, path.exists()):
         data = [training_data(
             [place.images[k] for k in place.learned], [views[k] for k in place.learned],
             place.scene_map.frame, config.matcher.kind, config.matcher_training,
             config.augmentation) for place, views in zip(places, references)]
         train_matcher(matcher, data, config.matcher_training, engine=engine,
-                      checkpoint=checkpoint, minutes=minutes,
-                      report=lambda done, numbers: report('matcher', done, numbers))
+                      checkpoint=checkpoint, minutes=minutes, report=report)
 
         def save() -> None:
             with written_atomically(path) as temporary:
@@ -179,13 +180,13 @@ def _train(
 
         once(engine, save)
     matcher.load_state_dict(load_file(path))
+    report(1.0)
     return matcher.to(engine.device).eval().requires_grad_(False)
 
 
 def _put_together(
     place: Place, references: list[StoredView], matcher: Matcher, folder: Path,
-    maps: Sequence[Path], config: BuildConfig, device: str,
-    report: Callable[[str, float, dict], None],
+    maps: Sequence[Path], config: BuildConfig, device: str, bars: ProgressBars,
 ) -> None:
     """Make and save the map of one place with the matcher of all."""
     old = place.scene_map
@@ -198,14 +199,15 @@ def _put_together(
         place.images, references, old.field, matcher, old.frame, own, device=device,
         notes={**old.notes, 'extent_m': old.extent,
                'matcher_shared_by': [Path(folder).resolve().name for folder in maps]},
-        report=lambda done: report(f'words of {place.folder.name}', done, {}))
-    made = replace(made, localization=old.localization, working_focal=old.working_focal)
+        report=bars.bar(f'words of {place.folder.name}'))
+    made = replace(made, working_focal=old.working_focal)
+    if matcher.per_view == old.matcher.per_view:  # else the map's own way may not suit it
+        made = replace(made, localization=old.localization)
     if place.held_out:
         calibration = calibrate(
             Localizer(made), place.held_out, config=config.calibration,
             scales=(Localizer(made).config.covariance_scale,) * 2,
-            report=lambda done, numbers: report(f'calibration of {place.folder.name}', done,
-                                                numbers))
+            report=bars.bar(f'calibration of {place.folder.name}'))
         made = replace(made, calibration=calibration.to_dict())
     else:
         LOG.warning('none of the photographs of %s was held out, so the covariances of its new '
