@@ -92,7 +92,7 @@ def test_pieces_of_a_step_add_up_to_its_loss_and_gradient(most, dataset, engine)
             loss, _ = engine.setup(FieldLoss(field, config), torch.optim.SGD(field.parameters()))
             pieces, random = module._share(
                 dataset, replace(config, rays_at_once=at_once), engine, clock,
-                torch.Generator().manual_seed(3))
+                torch.Generator().manual_seed(3), field.ray_samples)
             assert sum(int(mask.sum()) for mask in random) == 50
             assert max(len(piece.batch.colour) for piece in pieces) <= (at_once or 50)
             charged = 0
@@ -106,6 +106,13 @@ def test_pieces_of_a_step_add_up_to_its_loss_and_gradient(most, dataset, engine)
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
         for name, expected in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_cpu_computes_few_samples_at_once(dataset, engine, monkeypatch):
+    monkeypatch.setattr(module, 'SAMPLES_ON_CPU', 60)
+    pieces, _ = module._share(dataset, replace(CONFIG, rays=40, depth_rays=0), engine,
+                              TrainingClock(steps=2), torch.Generator().manual_seed(0), 10)
+    assert [len(piece.batch.colour) for piece in pieces] == [6, 6, 6, 6, 6, 5, 5]
 
 
 def test_training_is_deterministic(dataset, tmp_path, engine):

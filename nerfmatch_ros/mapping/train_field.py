@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 CHECKPOINT_STEPS = 1000  # between interim states
+SAMPLES_ON_CPU = 1 << 17  # whose gradients are computed at once; a Mip-NeRF keeps 3 KB of each
 PAPER_FINAL_RATE = 1e-8  # learning rate at the end of a training with the paper's loss
 
 
@@ -53,7 +54,7 @@ def train_field(
         for group in optimizer.param_groups:
             group['lr'] = rate(group['first_rate'])
         generator.manual_seed(_seed(config, clock.step))
-        pieces, random = _share(dataset, config, engine, clock, generator)
+        pieces, random = _share(dataset, config, engine, clock, generator, field.ray_samples)
         optimizer.zero_grad(set_to_none=True)
         error, cells = torch.zeros((), device=engine.device), []
         for k, piece in enumerate(pieces):
@@ -112,16 +113,19 @@ def _seed(config: FieldTrainingConfig, step: int, piece: int = 0) -> int:
 
 def _share(
     dataset: RayDataset, config: FieldTrainingConfig, engine: 'Fabric', clock: TrainingClock,
-    generator: torch.Generator,
+    generator: torch.Generator, ray_samples: int,
 ) -> tuple[list[RayPiece], list[Tensor]]:
     """Draw the rays of a step and give this process's pieces of them.
 
+    ray_samples: of the field along a ray; a CPU takes few at once, which costs it no time.
     Also which rays (R,) bool of each piece are of random pixels, not of depth. Gradients are
     averaged over the processes, so shares are times their number.
     """
     batch = dataset.draw(config.rays, config.depth_rays, generator)
     count, known = len(batch.colour), (batch.distance > 0).sum().item()
     most = config.rays_at_once or count
+    if engine.device.type == 'cpu':
+        most = min(most, max(1, SAMPLES_ON_CPU // ray_samples))
     processes = engine.world_size
     pieces = processes * math.ceil(math.ceil(count / processes) / most)
     near, far = batch.rays.near.min().item(), batch.rays.far.max().item()

@@ -54,6 +54,7 @@ class RadianceField(nn.Module):
 
     feature_layers: int  # n: inner features f^1 .. f^n exist
     feature_channels: int  # C
+    ray_samples: int = 1  # that rendering a ray evaluates with gradients, all passes together
     white_background: bool = False  # what a ray sees behind the field: white, else black
     last_background: bool = False  # it sees the colour of its last interval instead
     official: bool = False  # points and features of a view are composited, as in published code

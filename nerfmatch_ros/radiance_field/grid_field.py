@@ -77,7 +77,7 @@ class GridField(RadianceField):
 
     def __init__(self, config: GridFieldConfig, images: int = 1):
         super().__init__()
-        self.config = config
+        self.config, self.ray_samples = config, config.samples
         self.feature_layers, self.feature_channels = config.depth, config.width
         self.hash_grid = HashGrid(config.levels, config.coarsest, config.finest,
                                   config.log2_entries)

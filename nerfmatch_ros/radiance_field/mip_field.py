@@ -184,6 +184,7 @@ class MipField(RadianceField):
         super().__init__()
         self.config = config
         self.feature_layers, self.feature_channels = config.depth - 1, config.width
+        self.ray_samples = config.coarse_samples + config.fine_samples
         self.white_background, self.official = config.white_background, config.official
         self.random_rendering = config.random_rendering
         self.coarse = MipNetwork(config)
