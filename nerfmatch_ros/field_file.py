@@ -11,7 +11,7 @@ from typing import Any
 
 from nerfmatch_ros.config import from_dict, load_yaml, to_dict
 from nerfmatch_ros.errors import DataError, NerfmatchError
-from nerfmatch_ros.files import write_text, written_atomically
+from nerfmatch_ros.files import file_sha256, write_text, written_atomically
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
@@ -52,7 +52,7 @@ class FieldFile:
             'scene_frame': {'scene_from_map': self.frame.scene_from_map.to_dict(),
                             'near': self.frame.near, 'far': self.frame.far,
                             'ball': self.frame.ball},
-            'field': to_dict(self.config), 'sha256': _sha256(weights)}, sort_keys=False))
+            'field': to_dict(self.config), 'sha256': file_sha256(weights)}, sort_keys=False))
 
     def mark(self) -> str:
         """Give a text that differs between fields of other weights or frames."""
@@ -76,7 +76,7 @@ class FieldFile:
                             f"', 'version: {VERSION}'); import it again")
         weights = folder / 'field.safetensors'
         try:
-            found = _sha256(weights)
+            found = file_sha256(weights)
             if found != described['sha256']:
                 raise DataError(f"{weights} is damaged: sha256 is {found}, field.yaml says "
                                 f"{described['sha256']}; import it again")
@@ -96,11 +96,3 @@ class FieldFile:
                             'import it again') from error
         field.eval().requires_grad_(False)
         return FieldFile(config, field, frame, images, source)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and known again by their checksum."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import hashlib
 import os
 from pathlib import Path
 
@@ -30,3 +31,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, UTF-8, with line ends as given."""
     with written_atomically(path) as temporary:
         temporary.write_text(text, encoding='utf-8', newline='')
+
+
+def file_sha256(path: Path) -> str:
+    """Give the SHA-256 of a file of any size, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

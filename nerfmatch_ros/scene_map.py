@@ -8,7 +8,6 @@ is swapped in whole, so a map that was cut short is never taken for one.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -19,6 +18,7 @@ from nerfmatch_ros.config import from_dict, load_yaml, to_dict
 from nerfmatch_ros.data.posed_image import checked_pose
 from nerfmatch_ros.data.working_image import check_working_size, working_view, WorkingView
 from nerfmatch_ros.errors import ConfigError, DataError, MapError
+from nerfmatch_ros.files import file_sha256
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
@@ -240,7 +240,7 @@ class SceneMap:
             'cameras': [camera.to_dict() for camera in distinct],
             'references': [{'name': name, 'camera': distinct.index(camera)} for name, camera in
                            zip(self.references.names, self.references.cameras)],
-            'sha256': {name: _sha256(partial / name) for name in files}}
+            'sha256': {name: file_sha256(partial / name) for name in files}}
         (partial / 'map.yaml').write_text(yaml.safe_dump(description, sort_keys=False))
         old = folder.with_name(folder.name + '.old')
         shutil.rmtree(old, ignore_errors=True)
@@ -256,7 +256,7 @@ class SceneMap:
         description = _read_description(folder)
         try:
             return replace(_assemble(folder, description),
-                           sha256=_sha256(folder / 'map.yaml'))
+                           sha256=file_sha256(folder / 'map.yaml'))
         except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError, MemoryError,
                 OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise MapError(f'{folder} cannot be read as a map: {error!r}; '
@@ -300,14 +300,6 @@ def _halved(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _read_description(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise MapError(f'there is no map folder {folder}; make one with `nerfmatch build`',
@@ -335,7 +327,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         if expected is None:
             raise MapError(f'{folder}/map.yaml is damaged: it states no sha256 of {name}; '
                            'copy the map again from its source', 'description')
-        found = _sha256(path)
+        found = file_sha256(path)
         if found != expected:
             raise MapError(f'{path} is damaged: sha256 is {found}, map.yaml says {expected}')
     return description

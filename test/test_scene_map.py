@@ -217,7 +217,7 @@ def whole(scene_map):
 
 
 @pytest.mark.parametrize('failing', ['nerfmatch_ros.scene_map.write_tensors',
-                                     'nerfmatch_ros.scene_map._sha256',
+                                     'nerfmatch_ros.scene_map.file_sha256',
                                      'nerfmatch_ros.scene_map.yaml.safe_dump'])
 def test_an_old_map_survives_a_failing_save(folder, monkeypatch, failing):
     scene_map = whole(SceneMap.load(folder))
