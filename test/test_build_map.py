@@ -183,6 +183,19 @@ def test_a_matcher_that_cannot_be_made_is_refused_before_the_field_is_trained(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_batch_that_cannot_be_shared_is_refused_before_the_field_is_trained(
+        tmp_path, images, monkeypatch):
+    class Crowd:
+        """An engine of three processes."""
+
+        world_size = 3
+
+    monkeypatch.setattr(build_module, 'make_engine', lambda device: Crowd())
+    with pytest.raises(ConfigError, match='a batch of 2 images cannot be shared by 3'):
+        build_map(images, tmp_path / 'map', TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cameras_in_one_place_without_texture_are_refused(tmp_path):
     grey = np.full((120, 160, 3), 128, np.uint8)
     images = [PosedImage(f'{k}', CAMERA, np.eye(4), pixels=grey) for k in range(5)]

@@ -75,12 +75,24 @@ def test_a_training_goes_on_after_a_worker_was_killed(tmp_path):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_batch_that_cannot_be_shared_is_refused(kind):
-    images = sphere_images()[:2]
-    dataset = training_data(images, sphere_references(images), FRAME, kind, PAIRS,
-                            AugmentationConfig())
+def test_a_batch_that_cannot_be_shared_is_refused(kind, tmp_path):
+    class Crowd:
+        """An engine of four processes."""
+
+        world_size = 4
+
+    matcher_config, config = KINDS[kind]  # three images or groups
     with pytest.raises(ConfigError, match='cannot be shared by 4'):
-        dataset.draw(3, 1, [0], rank=0, processes=4)
+        module.train_matcher(make_matcher(matcher_config, 4), [], config, engine=Crowd(),
+                             checkpoint=tmp_path / 'none')
+    module.check_shares(config, kind, 3)
+
+
+def test_groups_of_pairs_are_what_is_shared():
+    pairs = replace(PAIRS, batch=5, pairs_at_once=2)
+    module.check_shares(pairs, 'paper', 3)
+    with pytest.raises(ConfigError, match='5 pairs in groups of 2 cannot be shared by 4'):
+        module.check_shares(pairs, 'paper', 4)
 
 
 def train_half_blind(folder) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.train_field import train_field
-from nerfmatch_ros.mapping.train_matcher import train_matcher, training_data
+from nerfmatch_ros.mapping.train_matcher import check_shares, train_matcher, training_data
 from nerfmatch_ros.mapping.training_pixels import PixelSize, write_pixels
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
 from nerfmatch_ros.memory import keep_freed_memory, return_freed_memory
@@ -82,6 +82,7 @@ def build_map(
     started = time.monotonic()
     minutes = config.minutes if minutes is None else minutes
     engine = make_engine(device)
+    check_shares(config.matcher_training, config.matcher.kind, engine.world_size)
     output = Path(output).resolve()
     work = output.with_name(output.name + '.build')
     once(engine, lambda: open_work_folder(output, work, images, config, minutes, given))

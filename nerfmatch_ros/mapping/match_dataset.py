@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.pose import inverse, transform_points
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig, change_light, turn_and_zoom
 from nerfmatch_ros.mapping.picture_cache import PictureCache
@@ -68,9 +68,6 @@ class MatchDataset:
         seed: of the choice, which is the same whatever the number of processes; rank: of the
         process whose share of the images is given.
         """
-        if batch < processes:
-            raise ConfigError(f'a batch of {batch} images cannot be shared by {processes} '
-                              'processes; raise matcher_training.batch or start fewer')
         random = np.random.default_rng(seed)
         share = np.array([len(group) for group in self.groups], float)
         group = self.groups[random.choice(len(self.groups), p=share / share.sum())]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.pose import inverse, transform_points
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig, change_light, turn_and_zoom
 from nerfmatch_ros.mapping.match_dataset import LEAST_OVERLAP, overlap_of
@@ -88,10 +88,6 @@ class PairDataset:
         seed: of the choice, which is the same whatever the number of processes.
         """
         groups = -(-batch // at_once)
-        if groups < processes:
-            raise ConfigError(
-                f'a batch of {batch} pairs in groups of {at_once} cannot be shared by {processes} '
-                'processes; raise matcher_training.batch, lower pairs_at_once or start fewer')
         random = np.random.default_rng(seed)
         chosen = self.pairs[random.integers(len(self.pairs), size=batch)]
         seeds = random.integers(2 ** 62, size=(2, batch)).tolist()

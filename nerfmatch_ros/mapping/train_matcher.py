@@ -65,6 +65,18 @@ class MatcherTrainingConfig:
                               'pair to learn from; raise one of them')
 
 
+def check_shares(config: MatcherTrainingConfig, kind: str, processes: int) -> None:
+    """Refuse a batch that has no share for each process; kind: of the matcher."""
+    if kind == 'own' and config.batch < processes:
+        raise ConfigError(f'a batch of {config.batch} images cannot be shared by {processes} '
+                          'processes; raise matcher_training.batch or start fewer')
+    if kind == 'paper' and math.ceil(config.batch / config.pairs_at_once) < processes:
+        raise ConfigError(
+            f'a batch of {config.batch} pairs in groups of {config.pairs_at_once} cannot be '
+            f'shared by {processes} processes; raise matcher_training.batch, lower '
+            'matcher_training.pairs_at_once or start fewer')
+
+
 def training_data(
     images: Sequence[PosedImage], references: Sequence[ReferenceView], frame: SceneFrame,
     kind: str, config: MatcherTrainingConfig, augmentation: AugmentationConfig,
@@ -115,6 +127,7 @@ def train_matcher(
     step draws depends on the seed and the step alone, so a training that was interrupted goes on
     as it would have. report: called with the progress in [0, 1] and the smoothed losses.
     """
+    check_shares(config, matcher.config.kind, engine.world_size)
     paper = matcher.config.kind == 'paper'
     if paper:
         # A CPU tries this network rather than trains it, and has less memory to spare than time.
