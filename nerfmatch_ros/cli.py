@@ -47,8 +47,9 @@ def build(
         help='folder made by nerfmatch import; the map gets this field and trains none')] = None,
     annotations: Annotations = None,
     masks: Annotated[Path | None, arg(
-        metavar='DIR', help="folder with 'masks_bg' (sky, learned as white) and "
-        "'masks_trnz_cars' (what moves), white = masked")] = None,
+        metavar='DIR', help="folder with 'masks_bg' (sky; learned as white by fields with "
+        "white background, else ignored) and 'masks_trnz_cars' (what moves); "
+        "white = masked")] = None,
     device: Device = 'auto',
 ) -> None:
     """Make a map from posed photographs."""

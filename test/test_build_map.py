@@ -155,7 +155,10 @@ def test_an_unfinished_build_is_refused_with_other_options(tmp_path, images, mon
         build_map(images, output, TINY)
     moved = images[0].map_from_camera.copy()
     moved[0, 3] += 0.1
+    masked = [[replace(images[0], **{kind: tmp_path / 'm.png'}), *images[1:]]
+              for kind in ('mask_path', 'sky_path', 'transient_path', 'depth_path')]
     for other in ((images, replace(TINY, words=13)), (images[:-1], TINY),
+                  *((others, TINY) for others in masked),
                   ([replace(images[0], map_from_camera=moved), *images[1:]], TINY)):
         with pytest.raises(DataError, match='unfinished build of other'):
             build_map(other[0], output, other[1])

@@ -92,7 +92,10 @@ def test_masks_and_sky_count_at_every_size(tmp_path, generator, how):
     assert (batch.colour[first & left] == 1).all() and (batch.colour[first & ~left] < 1).all()
     assert not (left & ~first).any() and (~left & ~first).any()
     plain = RayDataset(images, FRAME, NO_POINTS, how=how).draw(600, 0, generator)
-    assert (plain.colour < 1).all()
+    assert (plain.colour < 1).all() and (plain.rays.image_index == 0).any()
+    assert not (plain.rays.directions[:, 0] < 0).any()  # neither sky nor what moves
+    sky_alone = RayDataset(images[:1], FRAME, NO_POINTS, how=how).draw(600, 0, generator)
+    assert not (sky_alone.rays.directions[:, 0] < 0).any()
 
 
 def test_masks_that_leave_nothing_are_refused(tmp_path):

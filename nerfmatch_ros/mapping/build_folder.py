@@ -48,6 +48,14 @@ def check_networks(config: BuildConfig) -> None:
     make_matcher(config.matcher, field.feature_channels)
 
 
+def _files_beside(image: PosedImage) -> list[dict[str, str]]:
+    """Name the masks and the depth of an image: one entry, none where it has no such file."""
+    paths = {'mask': image.mask_path, 'sky': image.sky_path, 'transient': image.transient_path,
+             'depth': image.depth_path}
+    named = {kind: str(path.resolve()) for kind, path in paths.items() if path is not None}
+    return [named] if named else []
+
+
 def open_work_folder(
     output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
     minutes: float | None, given: FieldFile | None,
@@ -62,11 +70,12 @@ def open_work_folder(
     work.mkdir(parents=True, exist_ok=True)
     identity = json.dumps([
         to_dict(config), minutes, *([] if given is None else [given.mark()]),
-        [(i.name, str(i.camera), i.map_from_camera.round(9).tolist()) for i in images]])
+        [(i.name, str(i.camera), i.map_from_camera.round(9).tolist(), *_files_beside(i))
+         for i in images]])
     mark = hashlib.sha256(identity.encode()).hexdigest()
     path = work / 'build.sha256'
     if path.exists() and path.read_text() != mark:
         raise DataError(
-            f'{work} holds the unfinished build of other photographs, poses or options; '
+            f'{work} holds the unfinished build of other photographs, poses, masks or options; '
             'repeat that command to finish it, or delete the folder to start anew')
     write_text(path, mark)

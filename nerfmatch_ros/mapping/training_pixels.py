@@ -26,7 +26,7 @@ class PixelSize:
 
     longest_side: int  # pixels, of photographs that keep their shape
     size: tuple[int, int] | None = None  # (width, height) they are squeezed to instead
-    white_sky: bool = False  # paint what is marked as sky, as a field with white background sees
+    white_sky: bool = False  # paint sky, as a white background is seen; else it is not learned
 
 
 def working_camera(camera: Camera, longest_side: int) -> Camera:
@@ -77,10 +77,15 @@ def reduced_rgb(image: PosedImage, how: PixelSize) -> np.ndarray:
 def _usable(image: PosedImage, how: PixelSize) -> np.ndarray:
     """Tell which pixels (H W,) count, uint8 0 or 1."""
     camera = pixel_camera(image.camera, how)
+    usable = np.ones((camera.height, camera.width), bool)
     mask = _mask(image, image.valid_mask(), how)
-    if mask is None:
-        return np.ones(camera.width * camera.height, np.uint8)
-    return mask.reshape(-1).astype(np.uint8)
+    if mask is not None:
+        usable &= mask
+    # The sky has no surface; only a white background can show it.
+    sky = None if how.white_sky else _mask(image, image.sky_mask(), how)
+    if sky is not None:
+        usable &= ~sky
+    return usable.reshape(-1).astype(np.uint8)
 
 
 def _depth(image: PosedImage, how: PixelSize) -> np.ndarray:
@@ -103,7 +108,8 @@ def write_pixels(path: Path, images: list[PosedImage], how: PixelSize) -> None:
             for image in images))
 
     tensors = {'colours': each(torch.uint8, (3,), reduced_rgb)}
-    if any(image.mask_path or image.transient_path for image in images):
+    if any(image.mask_path or image.transient_path
+           or (image.sky_path and not how.white_sky) for image in images):
         tensors['usable'] = each(torch.uint8, (), _usable)
     if any(image.depth is not None or image.depth_path for image in images):
         tensors['depths'] = each(torch.float32, (), _depth)
