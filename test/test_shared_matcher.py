@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 import shutil
+from types import SimpleNamespace
 
 from nerfmatch_ros import cli
 from nerfmatch_ros.config import to_dict
@@ -12,7 +13,7 @@ from nerfmatch_ros.mapping import shared_matcher as module
 from nerfmatch_ros.mapping.calibrate import CalibrationConfig
 from nerfmatch_ros.mapping.shared_matcher import share_matcher
 from nerfmatch_ros.matching.matcher import MatcherConfig
-from nerfmatch_ros.scene_map import SceneMap
+from nerfmatch_ros.scene_map import References, SceneMap
 import numpy as np
 from processes import run_together
 import pytest
@@ -33,12 +34,19 @@ def images(room):
 
 @pytest.fixture(scope='module')
 def maps(tiny_map, tmp_path_factory):
-    """Two maps; the second one names no photographs that were held out."""
+    """Two maps; the second one keeps few of its views and names no photographs held out."""
     folder = tmp_path_factory.mktemp('maps')
     shutil.copytree(tiny_map, folder / 'a')
     scene_map = SceneMap.load(tiny_map)
-    replace(scene_map, frame_id='other', notes={
-        **scene_map.notes, 'held_out': []}).save(folder / 'b')
+    old, kept = scene_map.references, [7, 2]
+    views = [SimpleNamespace(points=points, features=features)
+             for points, features in map(old.view, kept)]
+    few = References(
+        [old.names[k] for k in kept], [old.cameras[k] for k in kept], old.map_from_camera[kept],
+        old.descriptors[kept], torch.tensor([0] + [len(view.points) for view in views]).cumsum(0),
+        stored=views)
+    replace(scene_map, frame_id='other', references=few, neighbours={'query.png': [1, 0]}, notes={
+        **scene_map.notes, 'held_out': [], 'matcher_checkpoint': 'old.ckpt'}).save(folder / 'b')
     return [folder / 'a', folder / 'b']
 
 
@@ -58,6 +66,9 @@ def test_all_maps_get_the_same_matcher_and_keep_their_own(
         assert after.localization == (before.localization if config is CONFIG
                                       else to_dict(config.localization))
         assert after.reference_names == before.reference_names
+        np.testing.assert_array_equal(after.reference_poses, before.reference_poses)
+        assert after.neighbours == before.neighbours
+        assert 'matcher_checkpoint' not in after.notes
         for name, value in before.field.state_dict().items():
             assert torch.equal(value, after.field.state_dict()[name])
         assert after.words.shape[1] == after.matcher.token_channels
@@ -71,6 +82,47 @@ def test_all_maps_get_the_same_matcher_and_keep_their_own(
         assert f'{stage}: 100 %' in caplog.text
 
 
+def moved(images, k, metres):
+    """Give the photographs with one of them taken from elsewhere."""
+    pose = images[k].map_from_camera.copy()
+    pose[0, 3] += metres
+    return [*images[:k], replace(images[k], map_from_camera=pose), *images[k + 1:]]
+
+
+def test_photographs_of_another_place_are_refused(maps, images, tmp_path):
+    def given(photographs):
+        share_matcher(maps[:1], [photographs], tmp_path / 'out', CONFIG)
+
+    with pytest.raises(DataError, match=f"'{images[4].name}' .* lies 0.010 m and 0.00 degrees"):
+        given(moved(moved(images, 9, 2.0), 4, 0.01))
+    turned = images[5].map_from_camera @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    with pytest.raises(DataError, match=f"'{images[5].name}' .* lies 0.000 m and 180.00 degrees"):
+        given([*images[:5], replace(images[5], map_from_camera=turned), *images[6:]])
+    camera = replace(images[2].camera, fx=images[2].camera.fx + 1)
+    with pytest.raises(DataError, match=f"'{images[2].name}' .* intrinsics"):
+        given([*images[:2], replace(images[2], camera=camera), *images[3:]])
+    with pytest.raises(DataError, match='has no pose'):
+        given([*images[:-1], replace(images[-1], map_from_camera=None)])
+    assert not (tmp_path / 'out.build').exists()
+
+
+def test_places_of_the_new_maps_are_checked_before_any_work(maps, images, tmp_path):
+    other = tmp_path / 'out' / 'b'
+    other.mkdir(parents=True)
+    (other / 'letter.txt').write_text('keep me')
+    with pytest.raises(DataError, match='b is not empty and holds no map'):
+        share_matcher(maps, [images, images], tmp_path / 'out', CONFIG)
+    shutil.rmtree(other)
+    other.write_text('a file')
+    with pytest.raises(DataError, match='b is a file'):
+        share_matcher(maps, [images, images], tmp_path / 'out', CONFIG)
+    other.unlink()
+    other.symlink_to(maps[0])
+    with pytest.raises(DataError, match='would replace'):
+        share_matcher(maps, [images, images], tmp_path / 'out', CONFIG)
+    assert not (tmp_path / 'out.build').exists()
+
+
 def test_finished_work_is_not_done_again(maps, images, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
@@ -81,6 +133,8 @@ def test_finished_work_is_not_done_again(maps, images, tmp_path, monkeypatch):
             share_matcher(maps, [images, images], tmp_path / 'out', CONFIG)
     with pytest.raises(DataError, match='unfinished'):
         share_matcher(maps[:1], [images], tmp_path / 'out', CONFIG)
+    with pytest.raises(DataError, match='unfinished'):  # poses that are only rounded otherwise
+        share_matcher(maps, [images, moved(images, 3, 1e-4)], tmp_path / 'out', CONFIG)
     for used in ('train_matcher', 'training_data'):
         monkeypatch.setattr(module, used, stop)
     folders = share_matcher(maps, [images, images], tmp_path / 'out', CONFIG)
@@ -114,6 +168,13 @@ def test_maps_that_cannot_share_are_refused(maps, images, tmp_path):
     deep = replace(CONFIG, matcher=replace(CONFIG.matcher, point_feature='f9'))
     with pytest.raises(ConfigError, match='f1 to f3'):
         share_matcher(maps, [images, images], tmp_path / 'out', deep)
+
+
+def test_a_batch_too_small_for_the_processes_is_refused_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, 'make_engine', lambda device: SimpleNamespace(
+        world_size=3, is_global_zero=True, device=torch.device(device)))
+    with pytest.raises(ConfigError, match='shared by 3 processes'):
+        share_matcher([tmp_path / 'none'], [[]], tmp_path / 'out', CONFIG)
 
 
 def test_the_verb_wants_photographs_for_each_map(tmp_path, capsys):

@@ -25,16 +25,23 @@ import torch.nn.functional as F
 def assemble_map(
     images: Sequence[PosedImage], references: Sequence[ReferenceView], field: RadianceField,
     matcher: Matcher, frame: SceneFrame, config: BuildConfig, *, device: str = 'cpu',
-    notes: dict | None = None, report: Callable[[float], None] = lambda progress: None,
+    notes: dict | None = None, views: Sequence[int] | None = None,
+    report: Callable[[float], None] = lambda progress: None,
 ) -> SceneMap:
     """Choose the surface points, describe the reference images, put the map together.
 
     images, references: one for one, as all the map was made of; the map keeps
-    `config.reference_views` of them. References may be stored views: they are read one by one, and
-    the map reads them again when it is saved or used. field, matcher: on `device`, for inference.
+    `config.reference_views` of them, or those numbered `views`, in that order. References may be
+    stored views: they are read one by one, and the map reads them again when it is saved or used.
+    field, matcher: on `device`, for inference.
     """
-    kept = range(len(references)) if not config.reference_views else np.unique(
-        np.linspace(0, len(references) - 1, config.reference_views).round().astype(int))
+    if views is not None:
+        kept = views
+    elif config.reference_views:
+        kept = np.unique(
+            np.linspace(0, len(references) - 1, config.reference_views).round().astype(int))
+    else:
+        kept = range(len(references))
     chosen = [references[k] for k in kept]
 
     def picture(number: int) -> Tensor:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 import shutil
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.files import write_text, written_atomically
+from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.localization.localizer import Localizer
 from nerfmatch_ros.mapping.assemble_map import assemble_map
 from nerfmatch_ros.mapping.build_config import BuildConfig
@@ -25,9 +27,10 @@ from nerfmatch_ros.mapping.calibrate import calibrate
 from nerfmatch_ros.mapping.engine import from_first, make_engine, once
 from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
-from nerfmatch_ros.mapping.train_matcher import train_matcher, training_data
+from nerfmatch_ros.mapping.train_matcher import check_shares, train_matcher, training_data
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
 from nerfmatch_ros.scene_map import SceneMap
+import numpy as np
 from safetensors.torch import load_file, save_file
 import torch
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 LOG = logging.getLogger(__name__)
+_SAME_CENTRE = 1e-3  # metres, by which the pose of a photograph may differ from the map's
+_SAME_ROTATION = 1e-3  # radians
+_SAME_PIXEL = 1e-3  # pixels, of focal lengths and the principal point
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def share_matcher(
     Under torchrun all processes call this.
     """
     engine = make_engine(device)
+    check_shares(config.matcher_training, config.matcher.kind, engine.world_size)
     device = str(engine.device)  # of several processes, each has its own
     places = _open(maps, photographs, config, device)
     output = Path(output).resolve()
@@ -114,14 +121,51 @@ def _open(maps: Sequence[Path], photographs: Sequence[list[PosedImage]], config:
                 raise ConfigError(f"matcher.point_feature is '{config.matcher.point_feature}'; "
                                   f'the field of {place.folder} has f1 to f{layers}')
     for place in places:
-        missing = sorted(set(place.scene_map.reference_names)
-                         - {image.name for image in place.images})
-        if missing:
-            raise DataError(f"{place.folder} has a view '{missing[0]}' ({len(missing)} such) that "
-                            'is not among the photographs given; give those it was built of')
+        _check_photographs(place)
         if not place.learned:
             raise DataError(f'all photographs of {place.folder} were held out; give the others')
     return places
+
+
+def _check_photographs(place: Place) -> None:
+    """Refuse photographs of another place, which may well have the same names."""
+    given = {image.name: image for image in place.images}
+    references = place.scene_map.references
+    missing = sorted(set(references.names) - set(given))
+    if missing:
+        raise DataError(f"{place.folder} has a view '{missing[0]}' ({len(missing)} such) that "
+                        'is not among the photographs given; give those it was built of')
+    for image in place.images:
+        if image.map_from_camera is None:
+            raise DataError(f"photograph '{image.name}' given for {place.folder} has no pose; "
+                            'give those the map was built of, with their poses')
+    for name, camera, pose in zip(
+            references.names, references.cameras, references.map_from_camera):
+        found = given[name].map_from_camera
+        away = np.linalg.norm(found[:3, 3] - pose[:3, 3])
+        # The chord between two rotations is sqrt(8) sin(angle / 2).
+        chord = np.linalg.norm(found[:3, :3] - pose[:3, :3]) / math.sqrt(8)
+        angle = 2 * math.asin(min(chord, 1.0))
+        if away > _SAME_CENTRE or angle > _SAME_ROTATION:
+            raise DataError(
+                f"photograph '{name}' given for {place.folder} lies {away:.3f} m and "
+                f'{math.degrees(angle):.2f} degrees from the view of this name in the map; give '
+                'the photographs and poses it was built of')
+        if not _alike(given[name].camera, camera):
+            raise DataError(f"photograph '{name}' given for {place.folder} has "
+                            f'{given[name].camera}, the view of this name in the map {camera}; '
+                            'give the photographs and intrinsics it was built of')
+
+
+def _alike(first: Camera, second: Camera) -> bool:
+    """Tell whether two cameras are one, up to rounding in a file."""
+    lenses = [('PINHOLE', ()) if camera.is_pinhole else (camera.model, camera.distortion)
+              for camera in (first, second)]
+    numbers = [(camera.fx, camera.fy, camera.cx, camera.cy) for camera in (first, second)]
+    return (first.width, first.height) == (second.width, second.height) \
+        and lenses[0][0] == lenses[1][0] \
+        and np.allclose(lenses[0][1], lenses[1][1], rtol=0, atol=1e-6) \
+        and np.allclose(*numbers, rtol=0, atol=_SAME_PIXEL)
 
 
 def _open_work_folder(work: Path, output: Path, places: list[Place], config: BuildConfig,
@@ -129,17 +173,26 @@ def _open_work_folder(work: Path, output: Path, places: list[Place], config: Bui
     """Make the folder `work`, or find it left by the same command."""
     if output.exists() and not output.is_dir():
         raise DataError(f'{output} is a file; give a folder for the maps')
+    folders = {place.folder for place in places}
     for place in places:
-        if place.folder == output / place.folder.name:
-            raise DataError(f'the new map would replace {place.folder}, which it is made of; '
+        new = (output / place.folder.name).resolve()
+        if new in folders:
+            raise DataError(f'the new map would replace {new}, which it is made of; '
                             'give another output')
+        if new.exists() and not new.is_dir():
+            raise DataError(f'{new} is a file where a new map is to be; give another output')
+        if new.exists() and any(new.iterdir()) and not (new / 'map.yaml').exists():
+            raise DataError(f'{new} is not empty and holds no map; give another output')
     identity = json.dumps([to_dict(config), minutes, [
-        [place.scene_map.sha256, [image.name for image in place.images]] for place in places]])
+        [place.scene_map.sha256, [
+            (image.name, str(image.camera), image.map_from_camera.round(9).tolist())
+            for image in place.images]] for place in places]])
     mark = hashlib.sha256(identity.encode()).hexdigest()
     path = work / 'build.sha256'
     if path.exists() and path.read_text() != mark:
-        raise DataError(f'{work} holds the unfinished work on other maps, photographs or options; '
-                        'repeat that command to finish it, or delete the folder to start anew')
+        raise DataError(
+            f'{work} holds the unfinished work on other maps, photographs, poses or options; '
+            'repeat that command to finish it, or delete the folder to start anew')
     work.mkdir(parents=True, exist_ok=True)
     write_text(path, mark)
 
@@ -190,17 +243,19 @@ def _put_together(
 ) -> None:
     """Make and save the map of one place with the matcher of all."""
     old = place.scene_map
-    kept = len(old.reference_names)
+    number = {image.name: k for k, image in enumerate(place.images)}
     own = replace(
         config, field=old.field_config, longest_side=old.longest_side,
-        working_size=old.working_size, frame_id=old.frame_id,
-        reference_views=0 if kept == len(place.images) else kept)
+        working_size=old.working_size, frame_id=old.frame_id)
+    notes = {name: note for name, note in old.notes.items() if name != 'matcher_checkpoint'}
     made = assemble_map(
         place.images, references, old.field, matcher, old.frame, own, device=device,
-        notes={**old.notes, 'extent_m': old.extent,
+        views=[number[name] for name in old.reference_names],
+        notes={**notes, 'extent_m': old.extent,
                'matcher_shared_by': [Path(folder).resolve().name for folder in maps]},
         report=bars.bar(f'words of {place.folder.name}'))
-    made = replace(made, working_focal=old.working_focal)
+    # The views are the same in the same order, so what is known of their likeness still holds.
+    made = replace(made, working_focal=old.working_focal, neighbours=old.neighbours)
     if matcher.per_view == old.matcher.per_view:  # else the map's own way may not suit it
         made = replace(made, localization=old.localization)
     if place.held_out:
