@@ -25,6 +25,22 @@ def keep_freed_memory() -> None:
         return  # another C library (musl): it manages memory in its own way
 
 
+def return_large_blocks() -> None:
+    """Let glibc give large freed blocks back at once, after `keep_freed_memory`.
+
+    For work whose blocks are few, very large and of many sizes: kept ones would leave gaps that
+    nothing fits into, and nearly double the memory.
+    """
+    if not sys.platform.startswith('linux'):
+        return
+    try:
+        library = ctypes.CDLL('libc.so.6')
+        library.mallopt(_MMAP_THRESHOLD, 4 << 20)
+        library.malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # as above
+
+
 def return_freed_memory() -> None:
     """Give freed blocks back to the system where `keep_freed_memory` kept them.
 

@@ -186,6 +186,22 @@ def test_cached_views_are_taken_instead_of_rendering(release, tmp_path, monkeypa
         import_official(files_of(release, cached_views=folder), tmp_path / 'other')
 
 
+def test_a_folder_of_somebody_else_is_left_alone(release, tmp_path):
+    own = tmp_path / 'map.import'
+    own.mkdir()
+    (own / 'precious.txt').write_text('mine')
+    with pytest.raises(DataError, match='map.import was not left by an import'):
+        import_official(files_of(release), tmp_path / 'map')
+    assert (own / 'precious.txt').read_text() == 'mine'
+
+
+def test_files_of_different_scenes_are_warned_of(release, tmp_path, caplog):
+    nerf = save_nerf(tmp_path / 'nerf.ckpt', scene='heads')
+    import_official(files_of(release, nerf=nerf), tmp_path / 'map',
+                    OfficialImportConfig(reference_views=1))
+    assert 'different scenes (the NeRF: heads, the annotations: Sphere)' in caplog.text
+
+
 def test_an_import_that_was_killed_goes_on(release, imported, tmp_path, monkeypatch):
     real, calls = official.render_view, []
 
@@ -248,12 +264,20 @@ def test_what_does_not_fit_is_named(release, tmp_path):
 
     refused('holds no NeRF', nerf=release / 'mini.ckpt')
     refused('holds no image backbone', matcher=release / 'nerf.ckpt')
-    refused('frame00000.png does not exist', images=tmp_path)
+    refused('frame00000.png.* does not exist', images=tmp_path)
     refused("data.snorm_type is 'other'", nerf=save_nerf(tmp_path / 'a.ckpt', snorm_type='other'))
     refused('max_frustum_depth is None',
             nerf=save_nerf(tmp_path / 'b.ckpt', max_frustum_depth=None))
     refused('either by their number or by pairs', ConfigError, OfficialImportConfig('even', 2),
             pairs=release / 'pairs.txt')
+    text = (release / 'transforms_Sphere_train.json').read_text()
+    (tmp_path / 'transforms_Sphere_test.json').write_text(text)
+    refused('are test images', annotations=tmp_path / 'transforms_Sphere_test.json')
+    frames = json.loads(text)['frames']
+    (tmp_path / 'twice_train.json').write_text(json.dumps({'frames': frames + frames[:1]}))
+    refused("'seq1/frame00000.png' more than once", annotations=tmp_path / 'twice_train.json')
+    (tmp_path / 'none_train.json').write_text('{"frames": []}')
+    refused('lists no frames', annotations=tmp_path / 'none_train.json')
     (tmp_path / 'pairs.txt').write_text('a.png nowhere.png\n')
     refused("names 'nowhere.png'", pairs=tmp_path / 'pairs.txt')
     with pytest.raises(ConfigError, match="sampling 'odd' is unknown"):

@@ -47,7 +47,7 @@ def read_posed_images(
         raise DataError(f"{source} lists '{twice[0]}' more than once ({len(twice)} such names); "
                         'keep one frame for each picture')
     for image in images:
-        _check_file(source, image)
+        check_picture(source, image)
     if all(image.split is None for image in images):
         images = [replace(image, split='train' if index % TEST_EVERY else 'test')
                   for index, image in enumerate(images)]
@@ -71,7 +71,7 @@ def _reader_of(folder: Path) -> ModuleType:
     return reader
 
 
-def _check_file(source: Path, image: PosedImage):
+def check_picture(source: Path, image: PosedImage):
     """Refuse a picture that is missing, broken or not of its camera's size."""
     for path, what in ((image.path, 'picture'), (image.depth_path, 'depth file'),
                        (image.mask_path, 'mask')):

@@ -20,10 +20,11 @@ from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.cached_view import cached_view_name, read_cached_view
 from nerfmatch_ros.data.image_pairs import read_pairs
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.data.release_annotations import read_annotations
+from nerfmatch_ros.data.reader import check_picture
+from nerfmatch_ros.data.release_annotations import read_annotations, scene_and_split
 from nerfmatch_ros.data.working_image import as_tensor, working_focal, working_view, WorkingView
 from nerfmatch_ros.errors import ConfigError, DataError
-from nerfmatch_ros.files import write_text
+from nerfmatch_ros.files import file_sha256, write_text
 from nerfmatch_ros.importers.official_checkpoint import (
     OfficialCheckpoint,
     read_official_checkpoint,
@@ -52,6 +53,7 @@ LICENCE = ('CC BY-NC-SA 4.0: weights of the published NeRFMatch '
            '(https://github.com/nv-dvl/nerfmatch), not for commercial use')
 SURFACE_POINTS = 16384  # of the whole map
 WORDS = 256  # of the retrieval descriptor
+INDOORS = 10.0  # metres; published fields of rooms have frusta of 1 m, of streets of 50 m
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,12 @@ def import_official(
     nerf, published = (read_official_checkpoint(path) for path in (files.nerf, files.matcher))
     field = official_field(nerf, random_rendering=config.sampling == 'random').to(device)
     matcher = official_matcher(published, field.feature_channels).to(device)
-    annotated = read_annotations(files.annotations, files.images)
+    annotated = _annotated(files)
+    _warn_of_other_scenes(nerf, published, files.annotations)
     frame = official_frame(nerf, annotated)
     chosen, neighbours = _choose(annotated, files.pairs, config.reference_views)
-    _check_pictures(chosen)
+    for image in chosen:
+        check_picture(files.images, image)
     size = _working_size(published)
     views = [working_view(image.camera, 1.0, 1, size) for image in chosen]
     work = _work_folder(output, files, config)
@@ -110,16 +114,17 @@ def import_official(
     scene_map = SceneMap(
         frame, FieldConfig('mip', mip=field.config), field, matcher.config, matcher, references,
         _surface(stored), words, working_focal([image.camera for image in chosen], max(size)),
-        max(size), localization=to_dict(_localization(matcher)), notes={
+        max(size), localization=to_dict(_localization(matcher, nerf)), notes={
             'imported_from': 'the published NeRFMatch', 'licence': LICENCE,
             'scene': nerf.option('scene') or nerf.option('data', 'scene'),
             'nerf_checkpoint': files.nerf.name, 'matcher_checkpoint': files.matcher.name,
             'images': len(annotated), 'extent_m': _extent(annotated)},
         working_size=size, neighbours=neighbours)
     scene_map.save(output)
+    loaded = SceneMap.load(output)
     shutil.rmtree(work)
     LOG.info('map saved to %s; licence of its weights: %s', output, LICENCE)
-    return SceneMap.load(output)
+    return loaded
 
 
 def official_matcher(checkpoint: OfficialCheckpoint, feature_channels: int = 256) -> Matcher:
@@ -175,6 +180,38 @@ def official_frame(nerf: OfficialCheckpoint, images: Sequence[PosedImage]) -> Sc
                          np.stack([image.map_from_camera for image in images]), float(depth))
 
 
+def _annotated(files: OfficialFiles) -> list[PosedImage]:
+    """Read the training images, each once; DataError for what cannot be what a NeRF learned."""
+    images = read_annotations(files.annotations, files.images)
+    if not images:
+        raise DataError(f'{files.annotations} lists no frames; give those the NeRF learned from')
+    if images[0].split == 'test':
+        raise DataError(f'{files.annotations} are test images; give transforms_SCENE_train.json, '
+                        'which fixes the frame of the NeRF')
+    names = [image.name for image in images]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{files.annotations} lists '{twice}' more than once; "
+                        'give the file as it was published')
+    return images
+
+
+def _warn_of_other_scenes(
+    nerf: OfficialCheckpoint, matcher: OfficialCheckpoint, annotations: Path,
+) -> None:
+    """Warn where the files name different scenes, as no check of numbers can."""
+    named = {'the NeRF': nerf.option('data', 'scene') or nerf.option('scene'),
+             'the annotations': scene_and_split(annotations)[0]}
+    learned = matcher.option('data', 'scenes')
+    if isinstance(learned, list) and len(learned) == 1:
+        named['the matcher'] = learned[0]
+    distinct = {str(scene).casefold() for scene in named.values() if scene}
+    if len(distinct) > 1:
+        LOG.warning('the files are of different scenes (%s); a map of them finds no poses unless '
+                    'they belong together', ', '.join(
+                        f'{what}: {scene}' for what, scene in named.items()))
+
+
 def _check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise DataError(f'{output} is a file; give a folder for the map')
@@ -205,13 +242,6 @@ def _choose(
                     for query, references in listed.items()}
 
 
-def _check_pictures(images: Sequence[PosedImage]) -> None:
-    missing = [image for image in images if not image.path.is_file()]
-    if missing:
-        raise DataError(f'{missing[0].path} does not exist ({len(missing)} of {len(images)} '
-                        'pictures); give the folder that the file paths are relative to')
-
-
 def _working_size(matcher: OfficialCheckpoint) -> tuple[int, int]:
     size = matcher.option('data', 'img_wh', default=[480, 480])
     if not (isinstance(size, list) and len(size) == 2 and all(
@@ -226,11 +256,16 @@ def _work_folder(output: Path, files: OfficialFiles, config: OfficialImportConfi
     digest = hashlib.sha256(json.dumps(to_dict(config)).encode())
     for path in (files.nerf, files.matcher, files.annotations, files.pairs):
         if path is not None:
-            digest.update(Path(path).read_bytes())
-    digest.update(str(files.cached_views).encode())
+            digest.update(file_sha256(path).encode())
+    if files.cached_views is not None:
+        for path in sorted(files.cached_views.glob('*.npy')):
+            digest.update(f'{path} {path.stat().st_size} {path.stat().st_mtime_ns}'.encode())
     work, mark = output.with_name(output.name + '.import'), digest.hexdigest()
     path = work / 'import.sha256'
-    if work.exists() and not (path.exists() and path.read_text() == mark):
+    if work.exists() and not path.exists():
+        raise DataError(f'{work} was not left by an import; move it away, or choose another '
+                        'output')
+    if work.exists() and path.read_text() != mark:
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     write_text(path, mark)
@@ -254,6 +289,9 @@ def _reference_views(
             cached = read_cached_view(path)
             points, features = (torch.from_numpy(part) for part in (
                 cached.points, cached.features))
+            if not len(points) or features.shape[1] != field.feature_channels:
+                raise DataError(f'{path} holds {len(points)} points with {features.shape[1]} '
+                                f'features; some with {field.feature_channels} are needed')
             depth = torch.zeros(1, 1)
         else:
             shown = render_view(field, frame, view.camera, pose, stride=COARSE_STRIDE,
@@ -297,12 +335,17 @@ def _surface(stored: list[StoredView]) -> Surface:
     return Surface(torch.cat(points), torch.cat(features))
 
 
-def _localization(matcher: Matcher) -> LocalizerConfig:
-    """How the paper localizes: one view for Mini, ten for the full model, one look again."""
-    full = matcher.config.fine
+def _localization(matcher: Matcher, nerf: OfficialCheckpoint) -> LocalizerConfig:
+    """How the paper localizes: ten views for the full model outdoors, else one.
+
+    It looks again once outdoors and twice indoors, where its fields see no farther than a few
+    metres; the last look is the refinement's.
+    """
+    full, indoors = matcher.config.fine, nerf.option('data', 'max_frustum_depth') < INDOORS
     error = 5.0 if full else 10.0
     return LocalizerConfig(
-        start='retrieval', top_k=10 if full else 1, rounds=0, first_error=error,
+        start='retrieval', top_k=10 if full and not indoors else 1, rounds=int(indoors),
+        first_error=error,
         refined_error=error, min_inliers=12, min_inlier_ratio=0.02, refine=('match',))
 
 

@@ -53,11 +53,11 @@ def read_official_checkpoint(path: Path) -> OfficialCheckpoint:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        if 'Unsupported' in str(error) or 'blocked' in str(error).lower():
-            named = str(error).partition('GLOBAL ')[2].split(' ')[0]
+        named = str(error).partition('GLOBAL ')[2].split(' ')[0]
+        if named:
             raise DataError(
-                f"{path} was refused: it asks to run code ({named or 'not plain data'}), which a "
-                'checkpoint of weights does not need; get it from its authors again') from error
+                f'{path} was refused: it asks to run code ({named}), which a checkpoint of '
+                'weights does not need; get it from its authors again') from error
         raise DataError(f'{path} is no PyTorch checkpoint or is damaged; '
                         'copy it again from its source') from error
     except Exception as error:  # whatever a damaged archive makes the reader stumble over

@@ -19,6 +19,7 @@ from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.mapping.training_clock import TrainingClock
 from nerfmatch_ros.matching.make_matcher import Matcher
 from nerfmatch_ros.matching.matcher import NeRFMatcher
+from nerfmatch_ros.memory import keep_freed_memory, return_large_blocks
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 import numpy as np
 import torch
@@ -132,6 +133,7 @@ def train_matcher(
     if paper:
         # A CPU tries this network rather than trains it, and has less memory to spare than time.
         matcher.backbone.backbone.recompute(engine.device.type == 'cpu')
+        return_large_blocks()
     else:
         fit_feature_statistics(matcher, datasets)
     matcher.to(memory_format=torch.channels_last)
@@ -162,6 +164,7 @@ def train_matcher(
             clock.pause()
     if paper:
         matcher.backbone.backbone.recompute(False)
+        keep_freed_memory()
     return matcher.eval()
 
 
