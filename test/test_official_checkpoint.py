@@ -77,6 +77,13 @@ def test_damaged_files_are_named(tmp_path, content, message):
         read_official_checkpoint(path)
 
 
+def test_options_that_hold_themselves_are_refused(tmp_path):
+    endless = argparse.Namespace()
+    endless.again = endless
+    with pytest.raises(DataError, match='hold themselves'):
+        read_official_checkpoint(save(tmp_path / 'a.ckpt', hyper_parameters={'data': endless}))
+
+
 def test_other_files_are_named(tmp_path):
     with pytest.raises(DataError, match='does not exist'):
         read_official_checkpoint(tmp_path / 'absent.ckpt')

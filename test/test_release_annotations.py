@@ -112,7 +112,8 @@ def test_wrong_frames_are_named(tmp_path, change, message):
 def test_other_files_are_named(tmp_path):
     file, pictures = dataset(tmp_path)
     nerfstudio = {'file_path': 'a.png', 'transform_matrix': FRAME['transform_matrix']}
-    for text, message in (('{', 'not valid JSON'), ('{}', "no list 'frames'"),
+    for text, message in (('{', 'not valid JSON'), ('[' * 100000, 'not valid JSON'),
+                          ('{}', "no list 'frames'"),
                           (json.dumps({'frames': [nerfstudio]}), 'without --annotations')):
         file.write_text(text)
         with pytest.raises(DataError, match=message):

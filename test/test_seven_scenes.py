@@ -62,3 +62,6 @@ def test_wrong_lists_and_packed_sequences_are_named(tmp_path):
     (tmp_path / 'TestSplit.txt').write_text('sequence4\n')
     with pytest.raises(DataError, match='seq-04 has no frame.*unpack seq-04.zip'):
         read_posed_images(tmp_path)
+    (tmp_path / 'TestSplit.txt').write_bytes(b'sequence\xff\n')
+    with pytest.raises(DataError, match='cannot read .*TestSplit.txt'):
+        read_posed_images(tmp_path)

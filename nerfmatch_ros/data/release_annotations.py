@@ -47,7 +47,7 @@ def _frames(file: Path) -> list[dict[str, Any]]:
         content = json.loads(file.read_text(encoding='utf-8'))
     except OSError as error:
         raise DataError(f'cannot read the annotations {file}: {error.strerror}') from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f'{file} is not valid JSON: {error}; download it again') from error
     frames = content.get('frames') if isinstance(content, dict) else None
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):

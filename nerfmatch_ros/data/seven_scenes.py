@@ -37,7 +37,11 @@ def read(folder: Path) -> list[PosedImage]:
 
 def _sequences(file: Path) -> list[str]:
     names = []
-    for number, line in enumerate(file.read_text(encoding='utf-8').splitlines(), start=1):
+    try:
+        lines = file.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f'cannot read {file}: {error}') from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         match = _SEQUENCE.fullmatch(line.strip())

@@ -71,7 +71,12 @@ def read_official_checkpoint(path: Path) -> OfficialCheckpoint:
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise DataError(f'{path}: {name} holds NaN or infinity; that training had failed')
-    return OfficialCheckpoint(path, dict(weights), _plain(content.get('hyper_parameters', {})))
+    try:
+        options = _plain(content.get('hyper_parameters', {}))
+    except RecursionError as error:
+        raise DataError(f'{path}: its hyper-parameters hold themselves; copy it again from its '
+                        'source') from error
+    return OfficialCheckpoint(path, dict(weights), options)
 
 
 def _plain(value: Any) -> Any:
