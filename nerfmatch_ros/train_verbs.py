@@ -16,6 +16,8 @@ def train_matcher(
         metavar='DIR...', help='of each map, the folder of photographs it was built of')],
     output: Annotated[Path, arg(
         help='folder of the new maps, named like the old; a training that was cut short goes on')],
+    annotations: Annotated[tuple[Path, ...], arg(
+        metavar='FILE...', help='of each map, its annotations of the published NeRFMatch')] = (),
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
     split: Annotated[Literal['train', 'test', 'all'], arg(help='of the photographs')] = 'train',
@@ -31,8 +33,14 @@ def train_matcher(
     if len(images) != len(maps):
         raise ConfigError(f'{len(maps)} maps and {len(images)} folders of photographs are given; '
                           'give each map its own, in the same order')
+    if annotations and len(annotations) != len(maps):
+        raise ConfigError(f'{len(maps)} maps and {len(annotations)} annotations are given; '
+                          'give each map its own, in the same order, or none')
     chosen = None if split == 'all' else split
+    photographs = [
+        read_posed_images(folder, chosen, annotations=file)
+        for folder, file in zip(images, annotations or [None] * len(images))]
     for folder in share_matcher(
-            maps, [read_posed_images(folder, chosen) for folder in images], output,
-            load_config(BuildConfig, config), device=choose_device(device), minutes=minutes):
+            maps, photographs, output, load_config(BuildConfig, config),
+            device=choose_device(device), minutes=minutes):
         print(folder)

@@ -180,3 +180,16 @@ def test_a_batch_too_small_for_the_processes_is_refused_at_once(monkeypatch, tmp
 def test_the_verb_wants_photographs_for_each_map(tmp_path, capsys):
     assert cli.main(['train-matcher', '--maps', 'a', 'b', '--images', 'c', '--output', 'd']) == 2
     assert '2 maps and 1 folders' in capsys.readouterr().err
+    assert cli.main(['train-matcher', '--maps', 'a', 'b', '--images', 'c', 'd', '--annotations',
+                     'e', '--output', 'f']) == 2
+    assert '2 maps and 1 annotations' in capsys.readouterr().err
+
+
+def test_the_verb_reads_annotations(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr('nerfmatch_ros.data.reader.read_posed_images', lambda folder, split, **
+                        given: read.append((folder.name, given['annotations'].name)))
+    monkeypatch.setattr(module, 'share_matcher', lambda *given, **options: [])
+    assert cli.main(['train-matcher', '--maps', 'a', 'b', '--images', 'c', 'd', '--annotations',
+                     'e.json', 'f.json', '--output', str(tmp_path)]) == 0
+    assert read == [('c', 'e.json'), ('d', 'f.json')]

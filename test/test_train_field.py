@@ -108,6 +108,15 @@ def test_pieces_of_a_step_add_up_to_its_loss_and_gradient(most, dataset, engine)
             torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-6)
 
 
+def test_slow_steps_are_saved_by_time(dataset, tmp_path, engine, monkeypatch):
+    monkeypatch.setattr(module, 'CHECKPOINT_SECONDS', 0.0)
+    saved = []
+    monkeypatch.setattr(module, 'save_checkpoint', lambda path, field, optimizer, clock, **_:
+                        saved.append(clock.step))
+    train_field(fresh(), dataset, CONFIG, engine=engine, checkpoint=tmp_path / 'a.checkpoint')
+    assert saved == [10, 20, 30]
+
+
 def test_a_cpu_computes_few_samples_at_once(dataset, engine, monkeypatch):
     monkeypatch.setattr(module, 'SAMPLES_ON_CPU', 60)
     pieces, _ = module._share(dataset, replace(CONFIG, rays=40, depth_rays=0), engine,

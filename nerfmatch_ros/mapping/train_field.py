@@ -4,11 +4,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 import math
 from pathlib import Path
+import time
 from typing import TYPE_CHECKING
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
-from nerfmatch_ros.mapping.engine import gathered, total
+from nerfmatch_ros.mapping.engine import from_first, gathered, total
 from nerfmatch_ros.mapping.field_loss import FieldLoss, FieldTrainingConfig, RayPiece
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.training_clock import TrainingClock
@@ -20,7 +21,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-CHECKPOINT_STEPS = 1000  # between interim states
+CHECKPOINT_STEPS = 1000  # between interim states, at most
+CHECKPOINT_SECONDS = 300.0  # the same, where steps are slow
 SAMPLES_ON_CPU = 1 << 17  # whose gradients are computed at once; a Mip-NeRF keeps 3 KB of each
 PAPER_FINAL_RATE = 1e-8  # learning rate at the end of a training with the paper's loss
 
@@ -47,7 +49,7 @@ def train_field(
     field.train()
     loss, stepping = engine.setup(FieldLoss(field, config), optimizer)
     generator = torch.Generator(device=engine.device)
-    smoothed = None
+    smoothed, saved = None, time.monotonic()
     clock.pause()
     while clock.running:
         rate = _rate(config, clock)
@@ -77,8 +79,10 @@ def train_field(
         if clock.step % 20 == 0:
             report(clock.progress, {'psnr': -10 * math.log10(max(smoothed, 1e-10)),
                                     'step': clock.step})
-        if clock.step % CHECKPOINT_STEPS == 0:
+        if clock.step % CHECKPOINT_STEPS == 0 or clock.step % 10 == 0 and from_first(
+                engine, time.monotonic() - saved > CHECKPOINT_SECONDS):
             save_checkpoint(checkpoint, field, optimizer, clock, engine=engine)
+            saved = time.monotonic()
             clock.pause()
     field.eval()
     return field
