@@ -1,6 +1,7 @@
 """From an image to a pose: find a first pose in the map, look from it and match again, refine."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 import math
 from pathlib import Path
@@ -32,6 +33,7 @@ from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.retrieval import describe, nearest
 from nerfmatch_ros.scene_map import SceneMap
+from nerfmatch_ros.stage_clock import StageClock
 import numpy as np
 import torch
 from torch import Tensor
@@ -95,6 +97,7 @@ class Localizer:
         self.device = next(scene_map.field.parameters()).device
         self._surface: PointTokens | None = None
         self._chunk = RAYS_AT_ONCE
+        self.clock: StageClock | None = None  # of a measurement
 
     @property
     def map_sha256(self) -> str:
@@ -125,9 +128,11 @@ class Localizer:
             estimate = self._look_from(prior, query)
         if estimate is None or estimate.map_from_camera is None:
             estimate = self._first_pose(query)
-        return self._judged(refine(
-            estimate, lambda best: self._look_from(best.map_from_camera, query),
-            self.config.rounds))
+        with self._stage('refine'):
+            estimate = refine(
+                estimate, lambda best: self._look_from(best.map_from_camera, query),
+                self.config.rounds)
+        return self._judged(estimate)
 
     @torch.inference_mode()
     def refine(
@@ -189,10 +194,17 @@ class Localizer:
         picture = (rendered.colour * 255).round().byte().cpu().numpy()
         return picture.reshape(camera.height, camera.width, 3)
 
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a stage where somebody measures."""
+        return nullcontext() if self.clock is None else self.clock.stage(name)
+
     def _prepare(self, image: PosedImage) -> _Query:
-        view = self.scene_map.working_view(image.camera)
-        picture = as_tensor(view.picture(image.rgb())).to(self.device)
-        return _Query(image, view, picture, self.scene_map.matcher.encode_image(picture))
+        with self._stage('picture'):
+            view = self.scene_map.working_view(image.camera)
+            picture = as_tensor(view.picture(image.rgb())).to(self.device)
+        with self._stage('encode'):
+            tokens = self.scene_map.matcher.encode_image(picture)
+        return _Query(image, view, picture, tokens)
 
     def _steps(self, query: _Query) -> dict[str, Callable[[np.ndarray], PoseEstimate | Alignment]]:
         """Give the steps that a schedule may name, for one image."""
@@ -264,12 +276,15 @@ class Localizer:
             if self._surface is None:
                 self._surface = self._encode(surface.points, surface.features)
             return self._solve(query, [(surface.points, self._surface)], self.config.first_error)
-        views = [self._view(k) for k in self._retrieve(query)]
-        if not self.scene_map.matcher.per_view:
-            views = [_pooled(views)]
+        with self._stage('retrieval'):
+            retrieved = self._retrieve(query)
+        with self._stage('reference'):
+            views = [self._view(k) for k in retrieved]
+            if not self.scene_map.matcher.per_view:
+                views = [_pooled(views)]
+            seen = [(points, self._encode(points, features)) for points, features in views]
         return self._solve(
-            query, [(points, self._encode(points, features)) for points, features in views],
-            self.config.first_error, min_inliers=self.config.min_inliers)
+            query, seen, self.config.first_error, min_inliers=self.config.min_inliers)
 
     def _nearest_views(self, tokens: ImageTokens, count: int) -> list[int]:
         """Give the numbers of the reference views most like the image, best first."""
@@ -297,14 +312,15 @@ class Localizer:
 
     def _see(self, map_from_camera: np.ndarray, view: WorkingView) -> tuple[Tensor, PointTokens]:
         """Give the surface points (N, 3) seen from a pose, and their tokens."""
-        rendered = render_view(
-            self.scene_map.field, self.scene_map.frame, view.camera,
-            torch.from_numpy(np.ascontiguousarray(map_from_camera)), stride=COARSE_STRIDE,
-            feature_layer=self.scene_map.matcher_config.feature_layer, chunk=self._chunk)
-        solid = rendered.solid()
-        features = None if rendered.features is None else rendered.features[solid]
-        points = rendered.points[solid]
-        return points, self._encode(points, features)
+        with self._stage('reference'):
+            rendered = render_view(
+                self.scene_map.field, self.scene_map.frame, view.camera,
+                torch.from_numpy(np.ascontiguousarray(map_from_camera)), stride=COARSE_STRIDE,
+                feature_layer=self.scene_map.matcher_config.feature_layer, chunk=self._chunk)
+            solid = rendered.solid()
+            features = None if rendered.features is None else rendered.features[solid]
+            points = rendered.points[solid]
+            return points, self._encode(points, features)
 
     def _encode(self, points: Tensor, features: Tensor | None) -> PointTokens:
         return self.scene_map.encode_points(points, features)
@@ -320,9 +336,12 @@ class Localizer:
         view, tokens = query.view, query.tokens
         pixels, matched = [], []
         for points, encoded in seen:
-            matches = self.scene_map.matcher.match(tokens, encoded)
-            pixels.append(view.pixels_in_source(matches.pixels.cpu()).numpy())
-            matched.append(points[matches.points].double().cpu().numpy())
+            with self._stage('match'):
+                coarse = self.scene_map.matcher.match_coarse(tokens, encoded)
+            with self._stage('fine'):
+                matches = self.scene_map.matcher.match_fine(tokens, encoded, coarse)
+                pixels.append(view.pixels_in_source(matches.pixels.cpu()).numpy())
+                matched.append(points[matches.points].double().cpu().numpy())
         # A squeezed picture has two scales; errors are circles of their geometric mean.
         source_scale = math.sqrt(
             view.source.fx / view.camera.fx * view.source.fy / view.camera.fy)
@@ -330,13 +349,14 @@ class Localizer:
         # the root of their number, reported and true errors keep about the ratio of a single view.
         scale = self._scale * math.sqrt(len(seen))
         pixels, matched = np.concatenate(pixels), np.concatenate(matched)
-        estimate = solve_absolute_pose(
-            pixels, matched, view.source,
-            options=AbsolutePoseOptions(
-                max_reprojection_error=largest_error * source_scale,
-                min_inliers=min_inliers or self.config.min_inliers * len(seen),
-                min_inlier_ratio=self.config.min_inlier_ratio,
-                covariance_scale=scale))
+        with self._stage('pnp'):
+            estimate = solve_absolute_pose(
+                pixels, matched, view.source,
+                options=AbsolutePoseOptions(
+                    max_reprojection_error=largest_error * source_scale,
+                    min_inliers=min_inliers or self.config.min_inliers * len(seen),
+                    min_inlier_ratio=self.config.min_inlier_ratio,
+                    covariance_scale=scale))
         return replace(estimate, pixels=pixels, points=matched, evidence=evidence_of(
             estimate, pixels_per_working_pixel=source_scale, covariance_scale=scale,
             views=len(seen)))

@@ -17,6 +17,7 @@ class CoarseMatches:
     cells: Tensor  # (M,) int64
     points: Tensor  # (M,) int64
     confidence: Tensor  # (M,) probability of the pair under the dual softmax
+    tokens: Tensor | None = None  # (M, C) of the points, where attention to the image changed them
 
 
 def log_dual_softmax(similarity: Tensor) -> Tensor:

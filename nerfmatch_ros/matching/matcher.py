@@ -10,7 +10,7 @@ import math
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.matching.attention import fourier_encoding
-from nerfmatch_ros.matching.coarse_matching import match_cells
+from nerfmatch_ros.matching.coarse_matching import CoarseMatches, match_cells
 from nerfmatch_ros.matching.compact_backbone import CompactBackbone
 from nerfmatch_ros.matching.fine_matching import expectation, fine_logits, window_features
 import torch
@@ -209,10 +209,16 @@ class NeRFMatcher(nn.Module):
         return fourier_encoding(points * (math.pi / 2), self.config.octaves)
 
     @torch.no_grad()
-    def match(self, image: ImageTokens, points: PointTokens) -> Matches:
-        """Match an image with points: coarse mutual pairs, refined within their windows."""
+    def match_coarse(self, image: ImageTokens, points: PointTokens) -> CoarseMatches:
+        """Pair cells of an image with points that both prefer each other."""
         cells, tokens = (F.normalize(side.coarse.float(), dim=-1) for side in (image, points))
-        coarse = match_cells(self.scale * cells @ tokens.T, self.config.threshold)
+        return match_cells(self.scale * cells @ tokens.T, self.config.threshold)
+
+    @torch.no_grad()
+    def match_fine(
+        self, image: ImageTokens, points: PointTokens, coarse: CoarseMatches,
+    ) -> Matches:
+        """Look for each paired point in the window around its cell."""
         pixels = cell_centres(coarse.cells, image.columns)
         if not self.config.fine or not len(pixels):
             return Matches(pixels, coarse.points, coarse.confidence,
@@ -223,3 +229,7 @@ class NeRFMatcher(nn.Module):
                              self.fine_scale)
         pixels, variance = expectation(logits, positions)
         return Matches(pixels, coarse.points, coarse.confidence, variance.sqrt())
+
+    def match(self, image: ImageTokens, points: PointTokens) -> Matches:
+        """Match an image with points: coarse mutual pairs, refined within their windows."""
+        return self.match_fine(image, points, self.match_coarse(image, points))

@@ -7,7 +7,7 @@ find it, 3 pixels off the cell's centre, and an offset of a fine pixel counts 2.
 Letters: n image cells, m points, M matches, W x W window, C and Cf coarse and fine channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nerfmatch_ros.matching.attention import (
     EncoderLayer,
@@ -16,6 +16,7 @@ from nerfmatch_ros.matching.attention import (
 )
 from nerfmatch_ros.matching.backbone import ConvFormerBackbone, UnitRangeBackbone
 from nerfmatch_ros.matching.coarse_matching import (
+    CoarseMatches,
     log_dual_softmax,
     masked_log_dual_softmax,
     match_log_probability,
@@ -164,29 +165,44 @@ class PaperMatcher(nn.Module):
         return origin + reach * found.mean, reach * found.std
 
     @torch.no_grad()
-    def match(
+    def match_coarse(
         self, image: ImageTokens, points: PointTokens, *, mutual: bool = True,
         cell_mask: Tensor | None = None, point_mask: Tensor | None = None,
-    ) -> Matches:
-        """Match an image with the points of one view: coarse pairs, refined in their windows.
+    ) -> CoarseMatches:
+        """Pair cells of an image with the points of one view.
 
         mutual: only pairs that are best for both sides, else the best point of each cell;
         cell_mask (n,), point_mask (m,): what may be matched, None: everything.
         """
         if not len(points.coarse):
             nothing = image.coarse.new_zeros(0)
-            return Matches(nothing.view(0, 2), nothing.long(), nothing, nothing)
+            return CoarseMatches(nothing.long(), nothing.long(), nothing, points.coarse)
         cells, tokens = self.interact(image.coarse, points.coarse)
         similarity = self.similarity(cells, tokens)
         masked = cell_mask is not None or point_mask is not None
         log_probability = masked_log_dual_softmax(similarity, cell_mask, point_mask) \
             if masked else log_dual_softmax(similarity)
-        coarse = match_log_probability(
+        found = match_log_probability(
             log_probability, self.config.threshold, mutual=mutual, ties=True)
-        if not self.config.fine:
+        return replace(found, tokens=tokens[found.points])
+
+    @torch.no_grad()
+    def match_fine(
+        self, image: ImageTokens, points: PointTokens, coarse: CoarseMatches,
+    ) -> Matches:
+        """Look for each paired point in the window around its cell."""
+        if not self.config.fine or not len(coarse.cells):
             return Matches(cell_centres(coarse.cells, image.columns), coarse.points,
                            coarse.confidence, torch.full_like(coarse.confidence, torch.nan))
         windows, middles = self.windows(image.fine, coarse.cells)
-        found = self.locate(windows, tokens[coarse.points])
+        found = self.locate(windows, coarse.tokens)
         pixels, std = self.fine_pixels(found, coarse.cells, middles, image.columns)
         return Matches(pixels, coarse.points, coarse.confidence, std)
+
+    def match(
+        self, image: ImageTokens, points: PointTokens, *, mutual: bool = True,
+        cell_mask: Tensor | None = None, point_mask: Tensor | None = None,
+    ) -> Matches:
+        """Match an image with the points of one view; the options are those of `match_coarse`."""
+        return self.match_fine(image, points, self.match_coarse(
+            image, points, mutual=mutual, cell_mask=cell_mask, point_mask=point_mask))
