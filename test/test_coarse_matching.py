@@ -1,9 +1,18 @@
 """Coarse matching against the dual softmax written out in full."""
 
-from nerfmatch_ros.matching.coarse_matching import dual_softmax_loss, match_cells
+from nerfmatch_ros.matching.coarse_matching import (
+    dual_softmax_loss,
+    log_dual_softmax,
+    match_log_probability,
+    match_unit_vectors,
+)
 import pytest
 import torch
 import torch.nn.functional as F
+
+
+def match_cells(similarity, threshold, *, mutual=True):
+    return match_log_probability(log_dual_softmax(similarity), threshold, mutual=mutual)
 
 
 def dual_softmax(similarity):
@@ -44,9 +53,40 @@ def test_large_similarities_do_not_overflow(generator):
     assert torch.equal(found.cells, found.points) and found.confidence.isfinite().all()
 
 
+@pytest.mark.parametrize('scale', [5.0, 40.0, 100.0])
+@pytest.mark.parametrize('shape', [(30, 50), (300, 2500), (1, 3), (3, 1)])
+@pytest.mark.parametrize('mutual', [True, False])
+def test_unit_vectors_match_as_their_similarities_do(generator, shape, scale, mutual):
+    cells, points = (unit(count, generator).float() for count in shape)
+    shared = min(shape)
+    points[:shared] = F.normalize(cells[:shared] + 0.3 * points[:shared], dim=-1)
+    scale = torch.tensor(scale)
+    expected = match_cells(scale * cells @ points.T, 1e-6, mutual=mutual)
+    found = match_unit_vectors(cells, points, scale, 1e-6, mutual=mutual)
+    assert torch.equal(found.cells, expected.cells) and len(found.cells)
+    assert torch.equal(found.points, expected.points)
+    torch.testing.assert_close(found.confidence, expected.confidence, atol=1e-5, rtol=1e-4)
+
+
+def test_cells_that_a_point_likes_equally_well(generator):
+    points = unit(5, generator).float()
+    cells = points[[2, 4, 2]]
+    scale = torch.tensor(20.0)
+    found = match_unit_vectors(cells, points, scale, 0.01)
+    assert found.cells.tolist() == [0, 1] and found.points.tolist() == [2, 4]
+    assert match_unit_vectors(cells, points, scale, 0.01, ties=True).cells.tolist() == [0, 1, 2]
+
+
+def test_what_is_unlike_everything_has_no_pair():
+    cells = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    found = match_unit_vectors(cells, torch.tensor([[1.0, 0.0]]), torch.tensor(500.0), 0.01)
+    assert found.cells.tolist() == [0] and found.confidence.isfinite().all()
+
+
 @pytest.mark.parametrize('shape', [(0, 5), (5, 0), (0, 0)])
-def test_nothing_matches_nothing(shape):
-    assert len(match_cells(torch.zeros(shape), 0.02).cells) == 0
+def test_no_vectors_match_nothing(shape):
+    found = match_unit_vectors(*(torch.zeros(count, 4) for count in shape), torch.tensor(9.0), 0)
+    assert not len(found.cells)
 
 
 def test_loss_of_unique_pairs_is_the_log_of_the_dual_softmax(generator):

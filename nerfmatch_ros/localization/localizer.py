@@ -289,7 +289,7 @@ class Localizer:
     def _nearest_views(self, tokens: ImageTokens, count: int) -> list[int]:
         """Give the numbers of the reference views most like the image, best first."""
         matcher, references = self.scene_map.matcher, self.scene_map.references
-        cells = torch.nn.functional.normalize(tokens.coarse.float(), dim=-1)
+        cells = torch.nn.functional.normalize(tokens.coarse, dim=-1)
         descriptor = describe(cells, self.scene_map.words, matcher.scale.item())
         return nearest(descriptor.cpu(), references.descriptors, count)[0].tolist()
 

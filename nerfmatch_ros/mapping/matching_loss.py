@@ -40,7 +40,6 @@ class MatchingLoss(nn.Module):
                             generator=torch.Generator().manual_seed(batch.seed))
         features = None if batch.features is None else batch.features.to(device)
         points = matcher.encode_points((batch.points + self.jitter * noise).to(device), features)
-        descriptors = F.normalize(points.coarse.float(), dim=-1)
         # Reaches what a matching image would: processes whose images match and those whose do not
         # must go through the same backward pass, with the same sums over all of them.
         nothing = tokens.sum() + sum(parameter.sum() for parameter in self.parameters())
@@ -56,7 +55,7 @@ class MatchingLoss(nn.Module):
             cells = F.normalize(tokens[k].float(), dim=-1)
             cell = cells_of_pixels(pixels, rows, columns, COARSE_STRIDE)
             coarse_loss = dual_softmax_loss(
-                cells, descriptors, cell.to(device), seen.to(device), matcher.scale)
+                cells, points.coarse, cell.to(device), seen.to(device), matcher.scale)
             if not matcher.config.fine:
                 losses.append(torch.stack([coarse_loss, torch.zeros_like(coarse_loss)]))
                 continue

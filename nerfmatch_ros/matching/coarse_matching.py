@@ -44,24 +44,14 @@ def masked_log_dual_softmax(
     return similarity.log_softmax(dim=0) + similarity.log_softmax(dim=1)
 
 
-def match_cells(similarity: Tensor, threshold: float, *, mutual: bool = True) -> CoarseMatches:
-    """Pair cells with points: (n, m) scaled similarities -> pairs surer than `threshold`.
-
-    mutual: only pairs that are the best of their cell and of their point; else the best of each
-    cell. Only the row and column log-sums are needed, not both softmaxes.
-    """
-    return match_log_probability(
-        log_dual_softmax(similarity) if similarity.numel() else similarity, threshold,
-        mutual=mutual)
-
-
 def match_log_probability(
     log_probability: Tensor, threshold: float, *, mutual: bool = True, ties: bool = False,
 ) -> CoarseMatches:
-    """Do what `match_cells` does with log P (n, m).
+    """Pair cells with points: log P (n, m) -> pairs surer than `threshold`.
 
-    ties: let all cells that a point likes equally well have it, as the published code does, not
-    only the first.
+    mutual: only pairs that are the best of their cell and of their point; else the best of each
+    cell. ties: let all cells that a point likes equally well have it, as the published code does,
+    not only the first.
     """
     if not log_probability.numel():
         nothing = torch.zeros(0, dtype=torch.int64, device=log_probability.device)
@@ -75,6 +65,72 @@ def match_log_probability(
     elif mutual:
         chosen &= log_probability.argmax(dim=0)[point] == cells
     return CoarseMatches(cells[chosen], point[chosen], confidence[chosen])
+
+
+def match_unit_vectors(
+    cells: Tensor, points: Tensor, scale: Tensor, threshold: float, *, mutual: bool = True,
+    ties: bool = False,
+) -> CoarseMatches:
+    """Pair cells with points by the dual softmax of scale * cells @ points.T.
+
+    cells: (n, C) and points: (m, C) of unit length, so that no similarity exceeds the scale and
+    one exponential serves both softmaxes: P = E / (sum of its row) * E / (sum of its column).
+    On a CPU this is done in tiles that stay in the cache of a core. mutual, ties: as in
+    `match_log_probability`.
+    """
+    if not len(cells) or not len(points):
+        return match_log_probability(cells.new_zeros(len(cells), len(points)), threshold)
+    # The largest exponent stays below 60, whose square and sums single precision still holds.
+    shift = torch.maximum(0.25 * scale, scale - 60)
+    row_sum, column_sum = cells.new_zeros(len(cells)), cells.new_zeros(len(points))
+    tiles = []
+    for rows, columns in _tiles(len(cells), len(points), cells.device):
+        tile = (scale * cells[rows] @ points[columns].T).sub_(shift).exp_()
+        row_sum[rows] += tile.sum(1)
+        column_sum[columns] += tile.sum(0)
+        tiles.append((tile, rows, columns))
+    # Rows and columns that are unlike everything have sums of 0 and no pair.
+    row_factor, column_factor = (
+        total.clamp(min=1e-30).rsqrt() for total in (row_sum, column_sum))
+    best, column_best = torch.zeros_like(row_sum), torch.zeros_like(column_sum)
+    for tile, rows, columns in tiles:
+        tile.mul_(column_factor[columns]).mul_(row_factor[rows, None])  # the root of P
+        best[rows] = torch.maximum(best[rows], tile.amax(1))
+        column_best[columns] = torch.maximum(column_best[columns], tile.amax(0))
+    point = _argmax(tiles, best)
+    chosen = best ** 2 > threshold
+    if mutual:
+        chosen &= column_best[point] == best
+    cell = torch.arange(len(cells), device=cells.device)
+    if mutual and not ties:  # of cells that a point likes equally well the first has it
+        first = torch.full((len(points),), len(cells), device=cells.device)
+        first.scatter_reduce_(0, point, torch.where(chosen, cell, len(cells)), 'amin')
+        chosen &= first[point] == cell
+    return CoarseMatches(cell[chosen], point[chosen], best[chosen] ** 2)
+
+
+def _tiles(n: int, m: int, device: torch.device) -> list[tuple[slice, slice]]:
+    """Cut a matrix of n rows and m columns for the cache of a CPU; a GPU takes it whole."""
+    if device.type != 'cpu':
+        return [(slice(0, n), slice(0, m))]
+    height, width = 128 * torch.get_num_threads(), 1024
+    return [(slice(row, min(row + height, n)), slice(column, min(column + width, m)))
+            for column in range(0, m, width) for row in range(0, n, height)]
+
+
+def _argmax(tiles: list[tuple[Tensor, slice, slice]], best: Tensor) -> Tensor:
+    """Give the column (n,) of each row's largest value, the first of equals.
+
+    best: (n,) these values. An argmax of everything would take as long as the exponentials.
+    """
+    if len(tiles) == 1:
+        return tiles[0][0].argmax(1)
+    found = best.new_full((len(best),), torch.iinfo(torch.int64).max, dtype=torch.int64)
+    for tile, rows, columns in tiles:
+        here = (tile.amax(1) == best[rows]).nonzero()[:, 0]
+        own = found[rows]  # a view
+        own[here] = torch.minimum(own[here], columns.start + tile[here].argmax(1))
+    return found
 
 
 def dual_softmax_loss(

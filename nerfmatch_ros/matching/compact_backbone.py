@@ -63,6 +63,7 @@ class CompactBackbone(nn.Module):
         # Per-image standardisation takes most of an exposure change away.
         image = (image - image.mean((2, 3), keepdim=True)) / (
             image.std((1, 2, 3), keepdim=True) + 1e-3)
+        image = image.to(self.from_stage32.weight.dtype)
         half = self.stage2(image)
         quarter = self.stage4(half)
         eighth = self.stage8(quarter)

@@ -34,10 +34,16 @@ def window_features(
     return features, positions, inside
 
 
+def unit_logits(features: Tensor, point_features: Tensor, inside: Tensor, scale: Tensor) -> Tensor:
+    """Do what `fine_logits` does for vectors of unit length."""
+    cosine = (features @ point_features[..., None])[..., 0]
+    return (scale * cosine).masked_fill(~inside, -1e4)
+
+
 def fine_logits(features: Tensor, point_features: Tensor, inside: Tensor, scale: Tensor) -> Tensor:
     """Scaled cosine of each window position with its point: (M, W*W, Cf), (M, Cf) -> (M, W*W)."""
-    cosine = (F.normalize(features, dim=-1) * F.normalize(point_features, dim=-1)[:, None]).sum(-1)
-    return (scale * cosine).masked_fill(~inside, -1e4)
+    return unit_logits(F.normalize(features, dim=-1), F.normalize(point_features, dim=-1), inside,
+                       scale)
 
 
 def expectation(logits: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,10 @@ import math
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.matching.attention import fourier_encoding
-from nerfmatch_ros.matching.coarse_matching import CoarseMatches, match_cells
+from nerfmatch_ros.matching.coarse_matching import CoarseMatches, match_unit_vectors
 from nerfmatch_ros.matching.compact_backbone import CompactBackbone
-from nerfmatch_ros.matching.fine_matching import expectation, fine_logits, window_features
+from nerfmatch_ros.matching.fine_matching import expectation, unit_logits, window_features
+from nerfmatch_ros.matching.inference_backbone import InferenceEncoder
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
@@ -144,6 +145,7 @@ class NeRFMatcher(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = _make_backbone(config)
+        self._encoder = InferenceEncoder()
         channels, fine_channels = self.backbone.coarse_channels, self.backbone.fine_channels
         encoded = 3 + 6 * config.octaves
         if config.feature_layer is None:
@@ -185,13 +187,22 @@ class NeRFMatcher(nn.Module):
         return coarse.flatten(2).transpose(1, 2), fine
 
     def encode_image(self, image: Tensor) -> ImageTokens:
-        """Encode one image (3, H, W) in [0, 1]."""
-        tokens, fine = self.encode_images(image[None])
-        return ImageTokens(tokens[0], fine, image.shape[1] // COARSE_STRIDE,
-                           image.shape[2] // COARSE_STRIDE)
+        """Encode one image (3, H, W) in [0, 1]; tokens and fine map have unit length."""
+        coarse, fine = self._encoder.maps(self.backbone, image[None])
+        return ImageTokens(
+            F.normalize(coarse[0].flatten(1).T, dim=-1),
+            F.normalize(fine, dim=1) if self.config.fine else None,
+            image.shape[1] // COARSE_STRIDE, image.shape[2] // COARSE_STRIDE)
+
+    def speed_up(self, dtype: torch.dtype) -> None:
+        """Encode single images by a copy of the present weights, in this precision.
+
+        To be called again when weights or the device have changed.
+        """
+        self._encoder.prepare(self.backbone, dtype)
 
     def encode_points(self, points: Tensor, features: Tensor | None) -> PointTokens:
-        """Encode scene-frame points (m, 3) with their inner features (m, F)."""
+        """Encode scene-frame points (m, 3) with their inner features (m, F), to unit length."""
         config = self.config
         if config.feature_layer is None:
             tokens = (points if config.point_feature == 'xyz'
@@ -201,8 +212,9 @@ class NeRFMatcher(nn.Module):
             if config.point_encoding:
                 tokens = torch.cat([self._encoded(points), tokens], dim=-1)
         tokens = self.point_trunk(tokens)
-        return PointTokens(self.point_coarse(tokens),
-                           self.point_fine(tokens) if config.fine else None)
+        return PointTokens(
+            F.normalize(self.point_coarse(tokens), dim=-1),
+            F.normalize(self.point_fine(tokens), dim=-1) if config.fine else None)
 
     def _encoded(self, points: Tensor) -> Tensor:
         # The longest wave spans the scene's contracted core, 4 units.
@@ -211,8 +223,8 @@ class NeRFMatcher(nn.Module):
     @torch.no_grad()
     def match_coarse(self, image: ImageTokens, points: PointTokens) -> CoarseMatches:
         """Pair cells of an image with points that both prefer each other."""
-        cells, tokens = (F.normalize(side.coarse.float(), dim=-1) for side in (image, points))
-        return match_cells(self.scale * cells @ tokens.T, self.config.threshold)
+        return match_unit_vectors(image.coarse.float(), points.coarse.float(), self.scale,
+                                  self.config.threshold)
 
     @torch.no_grad()
     def match_fine(
@@ -225,7 +237,7 @@ class NeRFMatcher(nn.Module):
                            torch.full_like(coarse.confidence, torch.nan))
         features, positions, inside = window_features(
             image.fine, torch.zeros_like(coarse.cells), pixels, self.config.window)
-        logits = fine_logits(features.float(), points.fine[coarse.points].float(), inside,
+        logits = unit_logits(features.float(), points.fine[coarse.points].float(), inside,
                              self.fine_scale)
         pixels, variance = expectation(logits, positions)
         return Matches(pixels, coarse.points, coarse.confidence, variance.sqrt())

@@ -17,11 +17,12 @@ from nerfmatch_ros.matching.attention import (
 from nerfmatch_ros.matching.backbone import ConvFormerBackbone, UnitRangeBackbone
 from nerfmatch_ros.matching.coarse_matching import (
     CoarseMatches,
-    log_dual_softmax,
     masked_log_dual_softmax,
     match_log_probability,
+    match_unit_vectors,
 )
 from nerfmatch_ros.matching.fine_matching import FINE_STRIDE, window_features
+from nerfmatch_ros.matching.inference_backbone import InferenceEncoder
 from nerfmatch_ros.matching.matcher import (
     cell_centres,
     COARSE_STRIDE,
@@ -74,6 +75,7 @@ class PaperMatcher(nn.Module):
         self.config = config
         self.backbone = UnitRangeBackbone(ConvFormerBackbone(
             config.backbone, fine=config.fine, pretrained=config.pretrained))
+        self._encoder = InferenceEncoder()
         channels = self.token_channels = self.backbone.coarse_channels
         # Features of another length are brought to that of the tokens first.
         self.point_resized = nn.Identity() if feature_channels == channels \
@@ -102,19 +104,38 @@ class PaperMatcher(nn.Module):
         Returns coarse tokens (B, n, C) after self-attention and the fine map or None.
         """
         coarse, fine = self.backbone(images)
+        return self._attended(coarse), fine
+
+    def _attended(self, coarse: Tensor) -> Tensor:
+        """Turn coarse maps (B, C, h, w) into tokens (B, n, C) that have attended to each other."""
         if self.self_attention:
             coarse = coarse + sine_position_encoding(
                 *coarse.shape[1:], device=coarse.device).to(coarse.dtype)
         tokens = coarse.flatten(2).transpose(1, 2)
         for layer in self.self_attention:
             tokens = layer(tokens)
-        return tokens, fine
+        return tokens
 
     def encode_image(self, image: Tensor) -> ImageTokens:
         """Encode one image (3, H, W) in [0, 1]."""
-        tokens, fine = self.encode_images(image[None])
-        return ImageTokens(tokens[0], fine, image.shape[1] // COARSE_STRIDE,
+        coarse, fine = self._encoder.maps(self.backbone, image[None])
+        with self._precision():
+            tokens = self._attended(coarse)
+        return ImageTokens(tokens[0].float(), fine, image.shape[1] // COARSE_STRIDE,
                            image.shape[2] // COARSE_STRIDE)
+
+    def speed_up(self, dtype: torch.dtype) -> None:
+        """Encode single images by a copy of the present weights, and attend, in this precision.
+
+        To be called again when weights or the device have changed.
+        """
+        self._encoder.prepare(self.backbone, dtype)
+
+    def _precision(self) -> torch.autocast:
+        """Compute attention in the precision of `speed_up`."""
+        dtype = self._encoder.dtype
+        return torch.autocast(self.temperature.device.type, dtype,
+                              enabled=dtype != torch.float32)
 
     def encode_points(self, points: Tensor, features: Tensor) -> PointTokens:
         """Encode points (m, 3), map frame, metres, with their inner features (m, F)."""
@@ -177,13 +198,16 @@ class PaperMatcher(nn.Module):
         if not len(points.coarse):
             nothing = image.coarse.new_zeros(0)
             return CoarseMatches(nothing.long(), nothing.long(), nothing, points.coarse)
-        cells, tokens = self.interact(image.coarse, points.coarse)
-        similarity = self.similarity(cells, tokens)
-        masked = cell_mask is not None or point_mask is not None
-        log_probability = masked_log_dual_softmax(similarity, cell_mask, point_mask) \
-            if masked else log_dual_softmax(similarity)
-        found = match_log_probability(
-            log_probability, self.config.threshold, mutual=mutual, ties=True)
+        with self._precision():
+            cells, tokens = self.interact(image.coarse, points.coarse.float())
+        cells, tokens, options = cells.float(), tokens.float(), {'mutual': mutual, 'ties': True}
+        if cell_mask is None and point_mask is None:
+            found = match_unit_vectors(unit(cells), unit(tokens), self.scale,
+                                       self.config.threshold, **options)
+        else:
+            found = match_log_probability(masked_log_dual_softmax(
+                self.similarity(cells, tokens), cell_mask, point_mask), self.config.threshold,
+                **options)
         return replace(found, tokens=tokens[found.points])
 
     @torch.no_grad()
