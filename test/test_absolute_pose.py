@@ -5,6 +5,7 @@ import math
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import perturb, pose_difference, pose_distance, so3_exp
+from nerfmatch_ros.localization import absolute_pose
 from nerfmatch_ros.localization.absolute_pose import (
     AbsolutePoseOptions,
     floored,
@@ -269,6 +270,39 @@ def test_points_behind_the_camera_are_refused(rng):
     pixels, points = scene(CAMERAS['pinhole'], 100, rng)
     estimate = solve_absolute_pose(pixels, 2 * POSE[:3, 3] - points, CAMERAS['pinhole'])
     assert_refused(estimate, '100 matches')
+
+
+def moved(metres, radians):
+    delta = torch.tensor([metres, -metres, metres, radians, radians, -radians]).double()
+    return perturb(torch.from_numpy(POSE), delta).numpy()
+
+
+@every_camera
+def test_a_guess_that_most_matches_agree_with_needs_no_search(camera, rng, monkeypatch):
+    pixels, points = scene(camera, 200, rng, noise=0.5, outliers=0.3)
+    searched = solve_absolute_pose(pixels, points, camera)
+    monkeypatch.setattr(absolute_pose, '_ransac', None)
+    found = solve_absolute_pose(pixels, points, camera, guess=moved(0.02, 0.005))
+    assert error(found, searched.map_from_camera)[0] < 1e-4
+    assert abs(found.inliers - searched.inliers) <= 1
+    np.testing.assert_allclose(np.diag(found.covariance), np.diag(searched.covariance), rtol=0.2)
+
+
+@pytest.mark.parametrize('outliers, guess', [
+    (0.3, moved(1.0, 0.5)), (0.7, moved(0.0, 0.0)), (0.3, np.full((4, 4), np.nan))],
+    ids=['far off', 'minority', 'not finite'])
+def test_another_guess_changes_nothing(outliers, guess, rng):
+    camera = CAMERAS['pinhole']
+    pixels, points = scene(camera, 200, rng, noise=0.5, outliers=outliers)
+    alone = solve_absolute_pose(pixels, points, camera)
+    guessed = solve_absolute_pose(pixels, points, camera, guess=guess)
+    np.testing.assert_array_equal(guessed.map_from_camera, alone.map_from_camera)
+
+
+def test_the_budget_of_the_search_follows_the_inlier_ratio_that_is_asked_for():
+    budget = [absolute_pose._iterations(ratio, 20000) for ratio in (0, 0.02, 0.1, 0.5, 1)]
+    assert budget == [20000, 20000, 9206, 1000, 1000]
+    assert absolute_pose._iterations(0.5, 300) == 300
 
 
 def test_too_few_inliers_are_refused_with_the_numbers(rng):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.geometry.pose import hat, nearest_rotation, perturb
+from nerfmatch_ros.geometry.pose import nearest_rotation, perturb
 import numpy as np
 import poselib
 from scipy.special import gammaln
@@ -31,6 +31,9 @@ _RANSAC_EDGE = math.cos(math.radians(80))  # poselib takes points of the plane z
 _CAUCHY = 2.3849  # standard deviations; loses 5 % of the precision on normal noise
 _RAYLEIGH_MEDIAN = math.sqrt(2 * math.log(2))  # median length of 2-D normal noise
 _FEW_INLIERS = 30  # below, the scatter of residuals is taken as equal for all of them
+_LEAST_ITERATIONS = 1000  # that RANSAC may make, because noise spoils samples of inliers, too
+_MISSED = 1e-4  # chance that RANSAC never draws three inliers
+_GUESS_LIMIT = 4.0  # times the largest reprojection error; what may agree with a guess
 _ROUNDS = 8  # of choosing the inliers and refining; 2 or 3 are usual
 _STEPS = 20  # of Gauss-Newton in a round
 
@@ -43,8 +46,9 @@ class AbsolutePoseOptions:
     min_inliers: int = 12  # fewer: no pose
     min_inlier_ratio: float = 0.0  # inliers / matches; less: no pose
     seed: int = 0  # of RANSAC; the same seed gives the same pose
-    min_iterations: int = 500  # of RANSAC
-    max_iterations: int = 20000  # of RANSAC; enough for 8 % inliers
+    min_iterations: int = 100  # of RANSAC
+    # Of RANSAC, at most; enough for 8 % inliers. No more than `min_inlier_ratio` needs are made.
+    max_iterations: int = 20000
     robust: bool = True  # hold large residuals down (Cauchy) in the refinement
     covariance_scale: float = 1.0  # factor on the covariance, from calibration on known poses
 
@@ -119,7 +123,8 @@ class _Linearised:
 
 def solve_absolute_pose(
     pixels: np.ndarray, points: np.ndarray, camera: Camera, *, weights: np.ndarray | None = None,
-    point_covariances: np.ndarray | None = None, options: AbsolutePoseOptions | None = None,
+    point_covariances: np.ndarray | None = None, guess: np.ndarray | None = None,
+    options: AbsolutePoseOptions | None = None,
 ) -> PoseEstimate:
     """Find the pose that most matches agree with; without one, the result says why.
 
@@ -127,6 +132,8 @@ def solve_absolute_pose(
     points: (M, 3) map frame, metres
     weights: (M,) relative trust in the matches, None = all equal; 0 leaves a match out
     point_covariances: (M, 3, 3) uncertainty of the points, map axes, square metres
+    guess: (4, 4) map_from_camera; a pose near it that more than half of the matches agree with
+    needs no search
     """
     options = options or AbsolutePoseOptions()
     given, usable = _usable_matches(pixels, points, camera, weights, point_covariances)
@@ -144,11 +151,14 @@ def solve_absolute_pose(
     # Maps may lie far from their origin; numbers near zero keep their digits.
     origin = np.median(matches.points, axis=0)
     matches = _shifted(matches, -origin)
-    pose = _ransac(matches, options)
-    if pose is None:
-        return failure(f'no pose fits any of the {count} matches; their points may all lie on a '
-                       'line, in one place or behind the camera')
-    pose, inliers = _refine(matches, pose, options)
+    near = None if guess is None else _near(matches, _moved(guess, -origin), options)
+    if near is None:
+        pose = _ransac(matches, options)
+        if pose is None:
+            return failure(f'no pose fits any of the {count} matches; their points may all lie on '
+                           'a line, in one place or behind the camera')
+        near = _refine(matches, pose, options)
+    pose, inliers = near
     found = int(inliers.sum())
     if found < options.min_inliers:
         return failure(f'{found} inliers of {total} matches within '
@@ -170,9 +180,8 @@ def solve_absolute_pose(
                        f'{condition:.1e}, at most {MAX_CONDITION:.0e}); they lie on a line, '
                        'close together or far away', inliers)
     pose[:3, :3] = nearest_rotation(torch.from_numpy(pose[:3, :3])).numpy()
-    pose[:3, 3] += origin
     return PoseEstimate(
-        map_from_camera=pose, reason='',
+        map_from_camera=_moved(pose, origin), reason='',
         covariance=options.covariance_scale * floored(covariance), inliers=found, matches=total,
         reprojection_error=float(np.sqrt((at_pose.residual ** 2).sum(-1).mean())),
         inlier_mask=_scatter(usable, inliers))
@@ -258,6 +267,35 @@ def _scatter(usable: np.ndarray, inliers: np.ndarray) -> np.ndarray:
     return mask
 
 
+def _moved(pose: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Give a pose (4, 4) with its position moved by an offset (3,)."""
+    pose = np.array(pose, np.float64)
+    pose[:3, 3] += offset
+    return pose
+
+
+def _near(
+    matches: _Matches, guess: np.ndarray, options: AbsolutePoseOptions,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Refine a guess (4, 4) if that leads to where most matches agree: pose and inliers (M,)."""
+    half = len(matches.pixels) / 2
+    agreeing = _agreeing(matches, guess, _GUESS_LIMIT * options.max_reprojection_error)
+    if agreeing.sum() <= max(half, options.min_inliers):
+        return None
+    pose = _gauss_newton(matches.chosen(agreeing), guess, robust=True)
+    if pose is None:
+        return None
+    pose, inliers = _refine(matches, pose, options)
+    return (pose, inliers) if inliers.sum() > half else None
+
+
+def _iterations(inlier_ratio: float, most: int) -> int:
+    """How many samples of three find an inlier ratio with all but the chance of a miss."""
+    share = min(max(inlier_ratio, 1e-6), 0.999) ** 3
+    needed = math.ceil(math.log(_MISSED) / math.log1p(-share))
+    return min(most, max(needed, _LEAST_ITERATIONS))
+
+
 def _ransac(matches: _Matches, options: AbsolutePoseOptions) -> np.ndarray | None:
     """Search the pose (4, 4) by locally optimised RANSAC; None where no pose fits anything.
 
@@ -275,13 +313,13 @@ def _ransac(matches: _Matches, options: AbsolutePoseOptions) -> np.ndarray | Non
     focal = np.quantile(np.sqrt(np.abs(np.linalg.det(slope.numpy()[..., :2]))), 0.2)
     if not focal > 0:
         return None
+    most = _iterations(options.min_inlier_ratio, options.max_iterations)
     found, _ = poselib.estimate_absolute_pose(
         focal * plane[:, :2], matches.points[ahead],
         {'model': 'PINHOLE', 'width': camera.width, 'height': camera.height,
          'params': [focal, focal, 0.0, 0.0]},
         {'max_reproj_error': float(options.max_reprojection_error), 'seed': int(options.seed),
-         'min_iterations': int(options.min_iterations),
-         'max_iterations': int(options.max_iterations)},
+         'min_iterations': min(int(options.min_iterations), most), 'max_iterations': most},
         {'loss_type': 'CAUCHY', 'loss_scale': 0.5 * float(options.max_reprojection_error)})
     camera_from_map = np.asarray(found.Rt, np.float64)
     if not np.isfinite(camera_from_map).all():
@@ -327,7 +365,7 @@ def _gauss_newton(matches: _Matches, pose: np.ndarray, robust: bool) -> np.ndarr
     for _ in range(_STEPS):
         at_pose = _linearise(matches, pose)
         information, influence = _information(at_pose, weights, robust)
-        pull = (influence * weights)[:, None, None] * information @ at_pose.jacobian
+        pull = (influence * weights)[:, None, None] * _times(information, at_pose.jacobian)
         normal = _inner(at_pose.jacobian, pull)
         gradient = pull.reshape(-1, 6).T @ at_pose.residual.reshape(-1)
         scale = 1 / np.sqrt(np.maximum(np.diag(normal), 1e-300))
@@ -348,7 +386,12 @@ def _linearise(matches: _Matches, pose: np.ndarray) -> _Linearised:
     rotation, offset = pose[:3, :3], matches.points - pose[:3, 3]
     projected, inner = matches.camera.project_with_jacobian(torch.from_numpy(offset @ rotation))
     inner = inner.numpy() @ rotation.T  # A R^T
-    jacobian = np.concatenate((-inner, inner @ hat(torch.from_numpy(offset)).numpy()), axis=-1)
+    jacobian = np.empty((len(inner), 2, 6))
+    np.negative(inner, out=jacobian[..., :3])
+    # A row a of A R^T times hat(X - p) is a x (X - p).
+    for axis, (after, last) in enumerate(((1, 2), (2, 0), (0, 1))):
+        jacobian[..., 3 + axis] = (inner[..., after] * offset[:, None, last]
+                                   - inner[..., last] * offset[:, None, after])
     spread = matches.point_covariances
     if spread is not None:
         spread = inner @ spread @ inner.transpose(0, 2, 1)
@@ -357,24 +400,31 @@ def _linearise(matches: _Matches, pose: np.ndarray) -> _Linearised:
 
 def _information(
     at_pose: _Linearised, weights: np.ndarray, robust: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray | float, np.ndarray]:
     """Give S^-1 (N, 2, 2) and the influence (N,) that the loss leaves to each residual.
 
-    The noise of a robust fit is taken from the median residual, which outliers do not move.
+    Where points are taken for exact, S^-1 is the same number for all. The noise of a robust fit is
+    taken from the median residual, which outliers do not move.
     """
     square = weights * (at_pose.residual ** 2).sum(-1)
     if robust:
         variance = np.median(square) / _RAYLEIGH_MEDIAN ** 2
     else:
         variance = square.sum() / max(2 * len(square) - 6, 1)
-    noise = np.broadcast_to(max(variance, SIGMA_FLOOR ** 2) * np.eye(2), (len(square), 2, 2))
-    if at_pose.spread is not None:
-        noise = noise + at_pose.spread
-    information = np.linalg.inv(noise)
+    variance = max(variance, SIGMA_FLOOR ** 2)
+    if at_pose.spread is None:
+        information = 1 / variance
+    else:
+        information = np.linalg.inv(variance * np.eye(2) + at_pose.spread)
     if not robust:
         return information, np.ones(len(square))
     distance = _mahalanobis(at_pose.residual, information, weights)
     return information, 1 / (1 + distance / _CAUCHY ** 2)
+
+
+def _times(information: np.ndarray | float, values: np.ndarray) -> np.ndarray:
+    """Multiply S^-1 with values (N, 2, K)."""
+    return information @ values if isinstance(information, np.ndarray) else information * values
 
 
 def _covariance(
@@ -389,7 +439,7 @@ def _covariance(
     """
     information, influence = _information(at_pose, weights, robust)
     jacobian, residual = at_pose.jacobian, at_pose.residual
-    pull = weights[:, None, None] * information @ jacobian
+    pull = weights[:, None, None] * _times(information, jacobian)
     normal = _inner(jacobian, (influence ** 2)[:, None, None] * pull)
     if not np.isfinite(normal).all():
         return None, math.inf
@@ -425,10 +475,10 @@ def _inner(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _mahalanobis(
-    residual: np.ndarray, information: np.ndarray, weights: np.ndarray,
+    residual: np.ndarray, information: np.ndarray | float, weights: np.ndarray,
 ) -> np.ndarray:
     """Give w r^T S^-1 r (N,)."""
-    return weights * (residual * (information @ residual[..., None])[..., 0]).sum(-1)
+    return weights * (residual * _times(information, residual[..., None])[..., 0]).sum(-1)
 
 
 def _chance(matches: _Matches, limit: float) -> float:
