@@ -1,6 +1,6 @@
 """
-The command line: `nerfmatch build | train-matcher | localize | evaluate | bench | import |
-inspect | render | bag | replay | doctor | demo`.
+The command line: `nerfmatch build | train-matcher | surface-cache | localize | evaluate | bench |
+import | inspect | render | bag | replay | doctor | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -67,6 +67,29 @@ def build(
         read_posed_images(images, _named(split), annotations=annotations, masks=masks), output,
         from_dict(BuildConfig, values or {}, str(config)),
         device=choose_device(device), minutes=minutes, **given)
+
+
+def surface_cache(
+    *,
+    map: MapFolder,
+    points: Annotated[int, arg(help='at most')] = 262144,
+    device: Device = 'auto',
+) -> None:
+    """Give a finished map a surface cache: what any camera sees of it, looked up, not rendered."""
+    from nerfmatch_ros.config import choose_device
+    from nerfmatch_ros.mapping.build_surface_cache import surface_cache_of, SurfaceCacheOptions
+    from nerfmatch_ros.mapping.progress_bars import ProgressBars
+    from nerfmatch_ros.memory import keep_freed_memory
+    from nerfmatch_ros.scene_map import SceneMap, store_surface_cache
+    options = SurfaceCacheOptions(points=points)
+    keep_freed_memory()
+    with ProgressBars(shown=True) as bars:
+        cache = surface_cache_of(
+            SceneMap.load(map).to(choose_device(device)), options, bars.bar('surface cache'))
+    store_surface_cache(map, cache)
+    _print_table(str(map), {
+        'surface_cache_points': len(cache), 'voxel_m': cache.voxel,
+        'bytes': sum(value.nbytes for value in cache.to_tensors().values())})
 
 
 def localize(
@@ -298,9 +321,10 @@ def doctor(
 
 
 VERBS = {
-    'build': build, 'train-matcher': train_matcher, 'localize': localize, 'evaluate': evaluate,
-    'bench': bench, 'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag,
-    'replay': replay, 'doctor': doctor, 'demo': demo,
+    'build': build, 'train-matcher': train_matcher, 'surface-cache': surface_cache,
+    'localize': localize, 'evaluate': evaluate, 'bench': bench, 'import': import_verb,
+    'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay, 'doctor': doctor,
+    'demo': demo,
 }
 
 

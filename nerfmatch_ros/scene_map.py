@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 import json
 import math
+import os
 from pathlib import Path
 import shutil
 from typing import Any
@@ -32,6 +33,7 @@ from nerfmatch_ros.radiance_field.nerfstudio_mip_field import (
     NerfstudioMipField,
 )
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+from nerfmatch_ros.radiance_field.surface_cache import SurfaceCache
 from nerfmatch_ros.tensor_file import Pieces, write_tensors
 import numpy as np
 from safetensors import safe_open, SafetensorError
@@ -44,6 +46,7 @@ VERSION = 1
 FILES = ('field.safetensors', 'matcher.safetensors', 'references.safetensors',
          'surface.safetensors')
 NEIGHBOURS = 'neighbours.json'  # not in every map
+SURFACE_CACHE = 'surface_cache.safetensors'  # not in every map
 _LARGE = 4096  # tensors of more elements are stored in half precision
 
 
@@ -135,6 +138,7 @@ class SceneMap:
     working_size: tuple[int, int] | None = None
     # For images, by name, whose similar views were retrieved beforehand: numbers, best first
     neighbours: dict[str, list[int]] = dataclass_field(default_factory=dict)
+    surface_cache: SurfaceCache | None = None  # what any camera sees, looked up; None: rendered
 
     @property
     def cameras(self) -> list[Camera]:
@@ -176,12 +180,13 @@ class SceneMap:
         return working_view(camera, self.working_focal, 2 * self.longest_side, self.working_size)
 
     def to(self, device: str) -> 'SceneMap':
-        """Move the networks and the surface to a device."""
+        """Move the networks, the surface and its cache to a device."""
         features = self.surface.features
         surface = Surface(self.surface.points.to(device),
                           None if features is None else features.to(device))
+        cache = None if self.surface_cache is None else self.surface_cache.to(device)
         return replace(self, field=self.field.to(device), matcher=self.matcher.to(device),
-                       surface=surface, words=self.words.to(device))
+                       surface=surface, words=self.words.to(device), surface_cache=cache)
 
     def summary(self) -> dict[str, Any]:
         """Plain values that describe the map."""
@@ -191,6 +196,7 @@ class SceneMap:
             'reference_views': len(self.references.names),
             'extent_m': self.extent,
             'surface_points': len(self.surface.points),
+            'surface_cache_points': 0 if self.surface_cache is None else len(self.surface_cache),
             'field': self.field_config.kind,
             'field_parameters': sum(p.numel() for p in self.field.parameters()),
             'backbone': self.matcher_config.backbone,
@@ -212,8 +218,7 @@ class SceneMap:
             raise MapError(f'{folder} is a file; give a folder for the map')
         if folder.exists() and any(folder.iterdir()) and not (folder / 'map.yaml').exists():
             raise MapError(f'{folder} is not empty and holds no map; choose another folder')
-        partial = folder.with_name(folder.name + '.partial')
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = _partial(folder)
         partial.mkdir(parents=True)
         surface = {'points': self.surface.points, 'features': self.surface.features,
                    'words': self.words}
@@ -226,6 +231,9 @@ class SceneMap:
         if self.neighbours:
             (partial / NEIGHBOURS).write_text(json.dumps(self.neighbours))
             files += (NEIGHBOURS,)
+        if self.surface_cache is not None:
+            write_tensors(partial / SURFACE_CACHE, self.surface_cache.to_tensors())
+            files += (SURFACE_CACHE,)
         distinct = list(dict.fromkeys(self.references.cameras))
         similarity = self.frame.scene_from_map
         description = {
@@ -242,12 +250,7 @@ class SceneMap:
                            zip(self.references.names, self.references.cameras)],
             'sha256': {name: file_sha256(partial / name) for name in files}}
         (partial / 'map.yaml').write_text(yaml.safe_dump(description, sort_keys=False))
-        old = folder.with_name(folder.name + '.old')
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _swap_in(partial, folder)
 
     @staticmethod
     def load(folder: Path) -> 'SceneMap':
@@ -261,6 +264,48 @@ class SceneMap:
                 OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise MapError(f'{folder} cannot be read as a map: {error!r}; '
                            'build it again or copy it again from its source') from error
+
+
+def store_surface_cache(folder: Path, cache: SurfaceCache) -> None:
+    """Give the map in `folder` a surface cache, or another one; nothing else of it changes.
+
+    The old map stays until the new one is whole. Raises MapError for what is no map.
+    """
+    folder = Path(folder).resolve()
+    description = _read_description(folder)
+    partial = _partial(folder)
+    shutil.copytree(folder, partial, copy_function=_linked)
+    for name in ('map.yaml', SURFACE_CACHE):  # linked, so writing into them would change the map
+        (partial / name).unlink(missing_ok=True)
+    write_tensors(partial / SURFACE_CACHE, cache.to_tensors())
+    description['sha256'][SURFACE_CACHE] = file_sha256(partial / SURFACE_CACHE)
+    (partial / 'map.yaml').write_text(yaml.safe_dump(description, sort_keys=False))
+    _swap_in(partial, folder)
+
+
+def _partial(folder: Path) -> Path:
+    """Give the path of an unfinished map, with nothing there."""
+    partial = folder.with_name(folder.name + '.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
+
+
+def _swap_in(partial: Path, folder: Path) -> None:
+    """Put a finished map in the place of an old one."""
+    old = folder.with_name(folder.name + '.old')
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _linked(source: str, target: str) -> None:
+    """Link a file to its copy where the file system can, which takes no time and no space."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def encode_points(
@@ -318,8 +363,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise MapError(f"{folder} has map version {description.get('version')}, this program "
                        f'reads version {VERSION}; build the map again', 'description')
     checksums = description.get('sha256')
-    optional = (NEIGHBOURS,) if isinstance(checksums, dict) and NEIGHBOURS in checksums else ()
-    for name in FILES + optional:
+    optional = [name for name in (NEIGHBOURS, SURFACE_CACHE)
+                if isinstance(checksums, dict) and name in checksums]
+    for name in (*FILES, *optional):
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise MapError(f'{path} is missing or no plain file; copy the whole map folder')
@@ -390,7 +436,8 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
         frame, field_config, field, matcher_config, matcher, references, surface, words,
         focal, side, str(description['frame_id']), dict(description['localization']),
         dict(description.get('calibration', {})), dict(description['notes']), working_size=size,
-        neighbours=_read_neighbours(folder, description, len(references.names)))
+        neighbours=_read_neighbours(folder, description, len(references.names)),
+        surface_cache=_read_surface_cache(folder, description, matcher, field))
 
 
 def _read_neighbours(
@@ -402,6 +449,20 @@ def _read_neighbours(
     if any(not 0 <= view < views for numbers in neighbours.values() for view in numbers):
         raise ValueError(f'{NEIGHBOURS} names views beyond the {views} of the map')
     return neighbours
+
+
+def _read_surface_cache(
+    folder: Path, description: dict[str, Any], matcher: Matcher, field: RadianceField,
+) -> SurfaceCache | None:
+    if SURFACE_CACHE not in description['sha256']:
+        return None
+    cache = SurfaceCache.from_tensors(_read(folder / SURFACE_CACHE))
+    needed = matcher.config.feature_layer is not None
+    found = None if cache.features is None else cache.features.shape[1]
+    if needed and found != field.feature_channels and (field.official or found is not None):
+        raise ValueError(f'{SURFACE_CACHE} holds features of {found} channels, the field gives '
+                         f'{field.feature_channels}')
+    return cache
 
 
 def _check_shapes(references: References, surface: Surface, words: Tensor, matcher: Matcher,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 _NAMES = {torch.int64: 'I64', torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16',
-          torch.float8_e5m2: 'F8_E5M2', torch.uint8: 'U8', torch.bool: 'BOOL'}
+          torch.float8_e5m2: 'F8_E5M2', torch.int8: 'I8', torch.uint8: 'U8', torch.bool: 'BOOL'}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import shutil
 
 from nerfmatch_ros.errors import MapError
 from nerfmatch_ros.localization.localizer import Localizer
-from nerfmatch_ros.scene_map import FILES, SceneMap
+from nerfmatch_ros.radiance_field.surface_cache import sorted_cache
+from nerfmatch_ros.scene_map import FILES, SceneMap, store_surface_cache, SURFACE_CACHE
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -34,7 +35,8 @@ def described(folder, change):
 def signed(folder):
     """Make the checksums right again, as a malicious or mistaken writer would."""
     described(folder, lambda d: d['sha256'].update({
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}))
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in (*FILES, SURFACE_CACHE)}))
 
 
 def with_tensor(name, key, change):
@@ -124,6 +126,13 @@ DAMAGES = {
     'flat points': (with_tensor(FILES[3], 'points', lambda t: t[:, :2]), 'surface points'),
     'other features': (with_tensor(FILES[3], 'features', lambda t: t[:, :3]), 'features'),
     'other words': (with_tensor(FILES[3], 'words', lambda t: t[:, :3]), 'words'),
+    'no surface cache': (lambda f: (f / SURFACE_CACHE).unlink(), 'surface_cache.* is missing'),
+    'nan in the surface cache': (with_tensor(SURFACE_CACHE, 'points', poisoned), 'points'),
+    'normals as numbers': (
+        with_tensor(SURFACE_CACHE, 'normals', lambda t: t.float()), 'normals of a surface cache'),
+    'tiles beyond the points': (
+        with_tensor(SURFACE_CACHE, 'tile_starts', lambda t: t + 1), 'tile_starts'),
+    'a cache without a voxel': (without_tensor(SURFACE_CACHE, 'voxel'), 'voxel'),
     'rows out of order': (with_tensor(FILES[2], 'starts', lambda t: t.flip(0)), 'starts'),
     'too many views': (
         lambda f: described(f, lambda d: d['references'].append(d['references'][0])), 'reference'),
@@ -233,6 +242,40 @@ def test_an_old_map_survives_a_failing_save(folder, monkeypatch, failing):
     replace(scene_map, frame_id='hall').save(folder)
     assert SceneMap.load(folder).frame_id == 'hall'
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize('failing', ['write_tensors', 'file_sha256', 'yaml.safe_dump'])
+def test_an_old_map_survives_a_failing_change_of_its_surface_cache(folder, monkeypatch, failing):
+    cache = SceneMap.load(folder).surface_cache
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*args, **options):
+        raise OSError('disk full')
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match='disk full'):
+        patch.setattr(f'nerfmatch_ros.scene_map.{failing}', fail)
+        store_surface_cache(folder, cache)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_surface_cache_can_be_added_where_files_cannot_be_linked(folder, monkeypatch):
+    replace(whole(SceneMap.load(folder)), surface_cache=None).save(folder)
+    assert not (folder / SURFACE_CACHE).exists()
+    assert SceneMap.load(folder).surface_cache is None
+
+    def refuse(*args):
+        raise OSError('no links here')
+
+    monkeypatch.setattr('nerfmatch_ros.scene_map.os.link', refuse)
+    points = torch.arange(12.0).view(4, 3)
+    store_surface_cache(folder, sorted_cache(points, 1.0))
+    assert len(SceneMap.load(folder).surface_cache) == 4
+
+
+def test_a_cache_with_features_of_another_field_is_refused(folder):
+    store_surface_cache(folder, sorted_cache(torch.rand(9, 3), 1.0, features=torch.rand(9, 5)))
+    with pytest.raises(MapError, match='features of 5 channels, the field gives 16'):
+        SceneMap.load(folder)
 
 
 def test_a_map_is_not_saved_over_other_files(folder, tmp_path):

@@ -32,6 +32,7 @@ from nerfmatch_ros.importers.official_checkpoint import (
 from nerfmatch_ros.importers.official_field import official_field
 from nerfmatch_ros.importers.official_weights import official_config, official_state
 from nerfmatch_ros.localization.localizer import LocalizerConfig
+from nerfmatch_ros.mapping.build_surface_cache import SURFACE_CACHE_POINTS, thinned_views
 from nerfmatch_ros.mapping.cell_words import cells_of, fit_cell_words, images_for_words
 from nerfmatch_ros.mapping.reference_store import ReferenceStore, StoredView
 from nerfmatch_ros.mapping.reference_views import ReferenceView
@@ -119,7 +120,8 @@ def import_official(
             'scene': nerf.option('scene') or nerf.option('data', 'scene'),
             'nerf_checkpoint': files.nerf.name, 'matcher_checkpoint': files.matcher.name,
             'images': len(annotated), 'extent_m': _extent(annotated)},
-        working_size=size, neighbours=neighbours)
+        working_size=size, neighbours=neighbours, surface_cache=thinned_views(
+            lambda k: (stored[k].points, stored[k].features), len(stored), SURFACE_CACHE_POINTS))
     scene_map.save(output)
     loaded = SceneMap.load(output)
     shutil.rmtree(work)

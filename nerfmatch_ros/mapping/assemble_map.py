@@ -6,6 +6,11 @@ from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, working_focal
 from nerfmatch_ros.mapping.build_config import BuildConfig
+from nerfmatch_ros.mapping.build_surface_cache import (
+    build_surface_cache,
+    SurfaceCacheOptions,
+    thinned_views,
+)
 from nerfmatch_ros.mapping.cell_words import cells_of, fit_cell_words, images_for_words
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.mapping.surface_points import surface_points
@@ -13,6 +18,7 @@ from nerfmatch_ros.matching.make_matcher import Matcher
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
+from nerfmatch_ros.radiance_field.surface_cache import SurfaceCache
 from nerfmatch_ros.retrieval import describe, fit_words
 from nerfmatch_ros.scene_map import encode_points, References, SceneMap
 import numpy as np
@@ -64,7 +70,7 @@ def assemble_map(
     for number in range(len(chosen)):
         descriptors.append(
             describe(cells_of(picture(number), matcher), words, matcher.scale.item()))
-        report(len(descriptors) / len(chosen))
+        report(0.5 * len(descriptors) / len(chosen))
     counts = torch.tensor([0] + [len(reference.points) for reference in chosen])
     stored = References(
         [reference.name for reference in chosen],
@@ -75,5 +81,25 @@ def assemble_map(
         frame, config.field, field, config.matcher, matcher, stored, surface, words,
         working_focal([image.camera for image in images], config.longest_side),
         config.longest_side, config.frame_id, to_dict(config.localization), notes=notes or {},
-        working_size=config.working_size)
+        working_size=config.working_size,
+        surface_cache=_surface_cache(references, field, frame, config.surface_cache_points,
+                                     lambda progress: report(0.5 + 0.5 * progress)))
+
+
+def _surface_cache(
+    references: Sequence[ReferenceView], field: RadianceField, frame: SceneFrame, points: int,
+    report: Callable[[float], None],
+) -> SurfaceCache | None:
+    """Make a surface cache of at most that many points from all views; None of none."""
+    if not points:
+        report(1.0)
+        return None
+    if field.official:
+        report(1.0)
+        return thinned_views(
+            lambda k: (references[k].points, references[k].features), len(references), points)
+    return build_surface_cache(
+        field, frame, [reference.view.camera for reference in references],
+        np.stack([reference.map_from_camera.numpy() for reference in references]),
+        SurfaceCacheOptions(points=points), report)
 

@@ -41,6 +41,7 @@ class BuildConfig:
     longest_side: int = 384  # pixels of the picture the matcher sees
     working_size: tuple[int, int] | None = None  # (width, height) to squeeze it to instead
     surface_points: int = 16384  # of the whole map, for matching without retrieval
+    surface_cache_points: int = 262144  # of what any camera sees, looked up; 0: it is rendered
     reference_views: int = 0  # kept in the map, evenly chosen; 0: all
     words: int = 256  # of the retrieval descriptor
     reference_images: str = 'real'  # described for retrieval: 'real' or 'rendered' by the field
@@ -61,6 +62,9 @@ class BuildConfig:
         if self.reference_images not in ('real', 'rendered'):
             raise ConfigError(f"reference_images is '{self.reference_images}'; "
                               'use real or rendered')
+        if self.surface_cache_points < 0:
+            raise ConfigError(f'surface_cache_points is {self.surface_cache_points}; give a '
+                              'positive number, or 0 for no surface cache')
         if self.working_size is not None:
             check_working_size(self.working_size)
         if not 0 < self.field_share < 1:

@@ -25,21 +25,26 @@ def one_per_voxel(points: Tensor, size: float) -> Tensor:
 
 def thin(points: Tensor, count: int) -> Tensor:
     """Indices of at most about `count` points (N, 3), evenly spread: one per voxel."""
+    return thin_with_size(points, count)[0]
+
+
+def thin_with_size(points: Tensor, count: int) -> tuple[Tensor, float]:
+    """Thin as `thin` does and give the side of the voxels too, metres; 0 if all are kept."""
     if len(points) <= count:
-        return torch.arange(len(points))
+        return torch.arange(len(points)), 0.0
     high = float((points.amax(0) - points.amin(0)).max()) + 1e-6
     low = 1e-6 * high  # halving the logarithm, because one far outlier may set the upper end
-    chosen = torch.zeros(1, dtype=torch.int64)
+    size, chosen = high, torch.zeros(1, dtype=torch.int64)
     for _ in range(16):
         middle = math.sqrt(low * high)
         trial = one_per_voxel(points, middle)
         if len(trial) > count:
             low = middle
         else:
-            high, chosen = middle, trial
+            high, size, chosen = middle, middle, trial
             if len(trial) > 0.95 * count:
                 break
-    return chosen
+    return chosen, size
 
 
 def surface_points(
