@@ -26,6 +26,7 @@ LEVELS = {
 DOORS = {
     'poselib': {'localization/absolute_pose.py'},
     'timm': {'matching/backbone.py', 'retrieval.py'},
+    'faiss': {'retrieval.py'},
     'matplotlib': {'evaluation/pictures.py'},
     'tyro': {'cli.py', 'import_verbs.py', 'train_verbs.py'},
     'pycolmap': {'data/colmap.py'},
