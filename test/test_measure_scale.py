@@ -59,9 +59,9 @@ def test_images_are_those_the_field_shows_near_views(tool, tiny_map):
 
 def test_one_run_measures_prints_and_writes(tool, tiny_map, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('sys.argv', [
-        'measure_scale', '--map', str(tiny_map), '--name', 'tiny', '--views', '20', '--images', '2',
-        '--top-k', '2', '--retrieval', '300', '--output', str(tmp_path / 'out'), '--markdown',
-        str(tmp_path / 'scale.md'), '--folder', str(tmp_path)])
+        'measure_scale', '--map', str(tiny_map), '--name', 'tiny', '--views', '20',
+        '--images', '2', '--top-k', '2', '--retrieval', '300', '--output',
+        str(tmp_path / 'out'), '--markdown', str(tmp_path / 'scale.md'), '--folder', str(tmp_path)])
     (tmp_path / 'scale.md').write_text(
         '# Title\n\n<!-- tiny: begin -->\nold\n<!-- tiny: end -->\nend\n')
     tool.main()
