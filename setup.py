@@ -44,6 +44,7 @@ EXTRAS = {
         'catkin-pkg>=1.0',
     ],
     'sfm': ['pycolmap>=3.11'],
+    'scale': ['faiss-cpu>=1.8'],  # retrieval among more views than are compared one by one
     'dev': ['pytest>=7', 'hypothesis>=6', 'ruff>=0.5'],
 }
 

@@ -5,7 +5,6 @@ files. It is data only: loading it runs no code from it. `map.yaml` is written l
 is swapped in whole, so a map that was cut short is never taken for one.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 import json
@@ -15,8 +14,8 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from nerfmatch_ros.config import from_dict, load_yaml, to_dict
-from nerfmatch_ros.data.posed_image import checked_pose
+from nerfmatch_ros.config import dump_yaml, from_dict, load_yaml, to_dict
+from nerfmatch_ros.data.posed_image import are_poses, checked_pose
 from nerfmatch_ros.data.working_image import check_working_size, working_view, WorkingView
 from nerfmatch_ros.errors import ConfigError, DataError, MapError
 from nerfmatch_ros.files import file_sha256
@@ -34,12 +33,18 @@ from nerfmatch_ros.radiance_field.nerfstudio_mip_field import (
 )
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.radiance_field.surface_cache import SurfaceCache
-from nerfmatch_ros.tensor_file import Pieces, write_tensors
+from nerfmatch_ros.references import (
+    HOLDS,
+    read_references,
+    References,
+    references_head_sha256,
+    references_to_store,
+)
+from nerfmatch_ros.tensor_file import read_header, write_tensors
 import numpy as np
 from safetensors import safe_open, SafetensorError
 import torch
 from torch import nn, Tensor
-import yaml
 
 FORMAT = 'nerfmatch_ros map'
 VERSION = 1
@@ -48,6 +53,9 @@ FILES = ('field.safetensors', 'matcher.safetensors', 'references.safetensors',
 NEIGHBOURS = 'neighbours.json'  # not in every map
 SURFACE_CACHE = 'surface_cache.safetensors'  # not in every map
 _LARGE = 4096  # tensors of more elements are stored in half precision
+# Bytes; larger files of reference views are checked view by view when these are used, so that the
+# time to load a map does not grow with them.
+CHECKED_WHOLE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -73,38 +81,6 @@ class FieldConfig:
             return NerfstudioMipField(self.nerfstudio_mip)
         raise ConfigError(f"field kind '{self.kind}' is unknown or not described; "
                           'use grid or mip, or import a field')
-
-
-@dataclass(frozen=True)
-class References:
-    """K reference views; their points and features stay on disk until asked for."""
-
-    names: list[str]
-    cameras: list[Camera]  # of the photographs, one per view
-    map_from_camera: np.ndarray  # (K, 4, 4) float64
-    descriptors: Tensor  # (K, V)
-    starts: Tensor  # (K + 1,) rows of each view in points and features
-    points: Tensor | None = None  # (T, 3) map frame, metres; None: still in `file`
-    features: Tensor | None = None  # (T, F) float16, or None
-    file: Path | None = None
-    stored: Sequence[Any] | None = None  # K views whose points and features are read when used
-
-    def view(self, k: int) -> tuple[Tensor, Tensor | None]:
-        """Points (N, 3), metres, and features (N, F) of view k."""
-        if self.stored is not None:
-            return self.stored[k].points, self.stored[k].features
-        start, end = self.starts[k].item(), self.starts[k + 1].item()
-        if self.points is not None:
-            features = None if self.features is None else self.features[start:end]
-            return self.points[start:end], features
-        with safe_open(self.file, 'pt') as opened:
-            features = opened.get_slice('features')[start:end] \
-                if 'features' in opened.keys() else None
-            points = opened.get_slice('points')[start:end]
-        if not points.isfinite().all() or (
-                features is not None and not features.isfinite().all()):
-            raise MapError(f'{self.file}: reference view {self.names[k]} holds NaN or infinity')
-        return points, features
 
 
 @dataclass(frozen=True)
@@ -223,7 +199,7 @@ class SceneMap:
         surface = {'points': self.surface.points, 'features': self.surface.features,
                    'words': self.words}
         stored = nn.Module.state_dict if self.is_official else _halved
-        tensors = (stored(self.field), stored(self.matcher), _streamed(self.references),
+        tensors = (stored(self.field), stored(self.matcher), references_to_store(self.references),
                    {key: value for key, value in surface.items() if value is not None})
         for name, group in zip(FILES, tensors):
             write_tensors(partial / name, group)
@@ -234,7 +210,7 @@ class SceneMap:
         if self.surface_cache is not None:
             write_tensors(partial / SURFACE_CACHE, self.surface_cache.to_tensors())
             files += (SURFACE_CACHE,)
-        distinct = list(dict.fromkeys(self.references.cameras))
+        number = {camera: k for k, camera in enumerate(dict.fromkeys(self.references.cameras))}
         similarity = self.frame.scene_from_map
         description = {
             'format': FORMAT, 'version': VERSION, 'frame_id': self.frame_id,
@@ -245,11 +221,13 @@ class SceneMap:
             'field': to_dict(self.field_config), 'matcher': to_dict(self.matcher_config),
             'localization': self.localization, 'calibration': self.calibration,
             'notes': self.notes,
-            'cameras': [camera.to_dict() for camera in distinct],
-            'references': [{'name': name, 'camera': distinct.index(camera)} for name, camera in
+            'cameras': [camera.to_dict() for camera in number],
+            'references_hold': self.references.holds,
+            'references': [{'name': name, 'camera': number[camera]} for name, camera in
                            zip(self.references.names, self.references.cameras)],
+            'references_head': references_head_sha256(partial / FILES[2]),
             'sha256': {name: file_sha256(partial / name) for name in files}}
-        (partial / 'map.yaml').write_text(yaml.safe_dump(description, sort_keys=False))
+        (partial / 'map.yaml').write_text(dump_yaml(description))
         _swap_in(partial, folder)
 
     @staticmethod
@@ -279,7 +257,7 @@ def store_surface_cache(folder: Path, cache: SurfaceCache) -> None:
         (partial / name).unlink(missing_ok=True)
     write_tensors(partial / SURFACE_CACHE, cache.to_tensors())
     description['sha256'][SURFACE_CACHE] = file_sha256(partial / SURFACE_CACHE)
-    (partial / 'map.yaml').write_text(yaml.safe_dump(description, sort_keys=False))
+    (partial / 'map.yaml').write_text(dump_yaml(description))
     _swap_in(partial, folder)
 
 
@@ -308,6 +286,14 @@ def _linked(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+def points_attend(config: MatcherConfig) -> bool:
+    """Whether a matcher lets the points of a view attend to one another before it sees an image.
+
+    This takes most of the time of their encoding and is the same for every image.
+    """
+    return config.kind == 'paper' and config.self_attention > 0
+
+
 def encode_points(
     matcher: Matcher, frame: SceneFrame, points: Tensor, features: Tensor | None,
 ) -> PointTokens:
@@ -315,20 +301,6 @@ def encode_points(
     points = points.float()
     return matcher.encode_points(points if matcher.map_points else frame.to_scene(points),
                                  features)
-
-
-def _streamed(references: References) -> dict[str, Tensor | Pieces]:
-    """Give what is stored of reference views, the large tensors view by view."""
-    rows, views = int(references.starts[-1]), range(len(references.names))
-    features = references.view(0)[1]
-    tensors = {
-        'map_from_camera': torch.from_numpy(references.map_from_camera),
-        'descriptors': references.descriptors.half(), 'starts': references.starts,
-        'points': Pieces(torch.float32, (rows, 3), (references.view(k)[0] for k in views))}
-    if features is not None:
-        tensors['features'] = Pieces(features.dtype, (rows, features.shape[1]),
-                                     (references.view(k)[1] for k in views))
-    return tensors
 
 
 def _halved(module: nn.Module) -> dict[str, Tensor]:
@@ -373,15 +345,31 @@ def _read_description(folder: Path) -> dict[str, Any]:
         if expected is None:
             raise MapError(f'{folder}/map.yaml is damaged: it states no sha256 of {name}; '
                            'copy the map again from its source', 'description')
-        found = file_sha256(path)
+        if _by_view(folder, description, name):
+            found, expected = _head_sha256(path), description['references_head']
+        else:
+            found = file_sha256(path)
         if found != expected:
             raise MapError(f'{path} is damaged: sha256 is {found}, map.yaml says {expected}')
     return description
 
 
-def _read(path: Path, skip: tuple[str, ...] = ()) -> dict[str, Tensor]:
+def _by_view(folder: Path, description: dict[str, Any], name: str = FILES[2]) -> bool:
+    """Whether a file is too large to be checked whole, and can be checked view by view."""
+    return name == FILES[2] and 'references_head' in description \
+        and (folder / name).stat().st_size > CHECKED_WHOLE
+
+
+def _head_sha256(path: Path) -> str:
+    try:
+        return references_head_sha256(path)
+    except ValueError as error:
+        raise MapError(f'{path} is damaged: {error}') from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     with safe_open(path, 'pt') as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys() if key not in skip}
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}
     for key, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise ValueError(f'{path.name}: {key} holds NaN or infinity')
@@ -422,13 +410,15 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     _load_weights(matcher, folder / FILES[1])
     cameras = [Camera.from_dict(camera) for camera in description['cameras']]
     views = description['references']
-    stored = _read(folder / FILES[2], skip=('points', 'features'))
-    poses = stored['map_from_camera'].double().numpy()
-    for k, pose in enumerate(poses):
-        checked_pose(pose, f'{FILES[2]}, reference view {k}')
-    references = References(
-        [view['name'] for view in views], [cameras[view['camera']] for view in views],
-        poses, stored['descriptors'].float(), stored['starts'], file=folder / FILES[2])
+    holds = description.get('references_hold', 'features')
+    if holds not in HOLDS or holds == 'tokens' and not points_attend(matcher_config):
+        raise ValueError(f'references_hold is {holds!r}, which a matcher of kind '
+                         f'{matcher_config.kind} cannot take')
+    references = read_references(
+        folder / FILES[2], [view['name'] for view in views],
+        [cameras[view['camera']] for view in views], holds=holds,
+        check_views=_by_view(folder, description))
+    _check_references(references)
     tensors = _read(folder / FILES[3])
     surface, words = Surface(tensors['points'], tensors.get('features')), tensors['words']
     _check_shapes(references, surface, words, matcher, field.feature_channels)
@@ -465,16 +455,24 @@ def _read_surface_cache(
     return cache
 
 
+def _check_references(references: References) -> None:
+    """Refuse poses that are none, and descriptors that are no numbers."""
+    for k in np.flatnonzero(~are_poses(references.map_from_camera)):
+        checked_pose(references.map_from_camera[k],
+                     f'{FILES[2]}, map_from_camera of reference view {k}')
+    if not references.descriptors.isfinite().all():
+        raise ValueError(f'{FILES[2]}: descriptors holds NaN or infinity')
+
+
 def _check_shapes(references: References, surface: Surface, words: Tensor, matcher: Matcher,
                   feature_channels: int) -> None:
     """Refuse tensors that do not fit to one another, before a query stumbles over them."""
-    with safe_open(references.file, 'pt') as opened:
-        stored = {key: opened.get_slice(key) for key in opened.keys()}
-        shapes = {key: tuple(part.get_shape()) for key, part in stored.items()}
-        types = {key: part.get_dtype() for key, part in stored.items() if key != 'starts'}
+    stored = read_header(references.file)
+    shapes = {key: part.shape for key, part in stored.items()}
+    types = {key: part.kind for key, part in stored.items() if key not in ('starts', 'digests')}
     types |= {'surface points': surface.points.dtype, 'words': words.dtype}
     for name, kind in types.items():
-        if not str(kind).startswith(('F', 'BF', 'torch.float', 'torch.bfloat')):
+        if not kind.is_floating_point:
             raise ValueError(f'{name} is of type {kind}, not of numbers with fractions')
     starts, views = references.starts, len(references.names)
     if starts.dtype != torch.int64 or starts.shape != (views + 1,) \
@@ -486,10 +484,15 @@ def _check_shapes(references: References, surface: Surface, words: Tensor, match
                 'words': (len(words), matcher.token_channels)}
     shapes |= {'surface points': tuple(surface.points.shape), 'words': tuple(words.shape)}
     if matcher.config.feature_layer is not None:
-        expected |= {'features': (rows, feature_channels),
-                     'surface features': (count, feature_channels)}
+        expected |= {'surface features': (count, feature_channels)}
+        if references.holds == 'features':
+            expected |= {'features': (rows, feature_channels)}
         shapes['surface features'] = None if surface.features is None \
             else tuple(surface.features.shape)
+    if references.holds == 'tokens':
+        expected |= {'tokens': (rows, matcher.token_channels)}
+    if references.digests is not None:
+        expected |= {'digests': (views, 32)}
     for name, shape in expected.items():
         if shapes.get(name) != shape:
             raise ValueError(f'{name} has shape {shapes.get(name)}, not {shape}')

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'nerfmatch_ros'
 LEVELS = {
     'errors': 0, 'files': 0, 'memory': 0, 'stage_clock': 0, 'tensor_file': 0,
     'config': 1, 'geometry': 1,
-    'data': 2, 'matching': 2, 'radiance_field': 2, 'retrieval': 2, 'scene_geometry': 2,
+    'data': 2, 'matching': 2, 'radiance_field': 2, 'references': 2, 'retrieval': 2,
+    'scene_geometry': 2,
     'scene_map': 3,
     'field_file': 4, 'localization': 4,
     'evaluation': 5, 'mapping': 5,
@@ -25,6 +26,7 @@ LEVELS = {
 DOORS = {
     'poselib': {'localization/absolute_pose.py'},
     'timm': {'matching/backbone.py', 'retrieval.py'},
+    'faiss': {'retrieval.py'},
     'matplotlib': {'evaluation/pictures.py'},
     'tyro': {'cli.py', 'import_verbs.py', 'train_verbs.py'},
     'pycolmap': {'data/colmap.py'},

@@ -17,7 +17,8 @@ from nerfmatch_ros.localization.judge import Judge, LogisticModel
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
 from nerfmatch_ros.mapping.surface_points import surface_points
 from nerfmatch_ros.matching.matcher import ImageTokens, MatcherConfig, Matches, PointTokens
-from nerfmatch_ros.scene_map import FieldConfig, References, SceneMap
+from nerfmatch_ros.references import References
+from nerfmatch_ros.scene_map import FieldConfig, SceneMap
 import numpy as np
 import pytest
 from sphere_scene import CAMERA, FRAME, pose_at, POSES, sphere_images, sphere_references

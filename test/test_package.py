@@ -17,7 +17,7 @@ PACKAGE = 'nerfmatch_ros'
 LAUNCH_FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 # name on PyPI, where it differs from the name to import
 IMPORT_NAMES = {'opencv-python-headless': 'cv2', 'pyyaml': 'yaml',
-                'lightning-fabric': 'lightning_fabric', 'pillow': 'PIL'}
+                'lightning-fabric': 'lightning_fabric', 'pillow': 'PIL', 'faiss-cpu': 'faiss'}
 # in ROS: of the wheels, or of a ROS installation only
 ROS_PACKAGES = {
     'rclpy', 'launch', 'launch_ros', 'cv_bridge', 'ament_index_python', 'tf2_ros', 'bondpy'}
@@ -93,7 +93,8 @@ def test_every_library_that_is_imported_is_required(arguments):
                 if not is_of_ros(name)}
     extras = arguments['extras_require']
     listed = {IMPORT_NAMES.get(name, name)
-              for name in names_of([*arguments['install_requires'], *extras['sfm']])}
+              for name in names_of([*arguments['install_requires'], *extras['sfm'],
+                                    *extras['scale']])}
     assert imported <= listed
 
 
@@ -103,7 +104,7 @@ def test_the_pinned_environment_fits_the_requirements(arguments):
     for files, requirements in (
             (('torch.txt', 'base.txt', 'no-deps.txt'), arguments['install_requires']),
             (('ros-wheels.txt',), extras['ros-wheels']),
-            (('dev.txt',), [*extras['sfm'], *extras['dev']])):
+            (('dev.txt',), [*extras['sfm'], *extras['scale'], *extras['dev']])):
         pinned = {packaging.Requirement(name).name.lower(): version
                   for file in files for name, version in pins(file).items()}
         for line in requirements:

@@ -1,7 +1,7 @@
 """Properties of posed images: what is read is checked, what is wrong is named."""
 
 import cv2
-from nerfmatch_ros.data.posed_image import checked_pose, PosedImage
+from nerfmatch_ros.data.posed_image import are_poses, checked_pose, PosedImage
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.camera import Camera
 import numpy as np
@@ -145,3 +145,26 @@ def test_data_known_to_be_rough_may_be_repaired_further():
 def test_what_is_no_pose_is_refused_with_its_place(matrix, message):
     with pytest.raises(DataError, match=f'frame 3: .*({message})'):
         checked_pose(matrix, 'frame 3')
+
+
+def test_many_poses_are_judged_as_each_alone():
+    good, mirrored, nan, projective = pose(), pose(), pose(), pose()
+    mirrored[:3, 0] *= -1
+    nan[1, 3] = np.nan
+    projective[3, 0] = 0.1
+    sheared, rough, infinite = pose(), pose(), pose()
+    sheared[0, 1] += 0.1
+    rough[:3, :3] *= 1 + 1e-5
+    infinite[0, 0] = np.inf
+    matrices = np.stack([good, mirrored, nan, projective, 2 * pose(), sheared, rough, infinite,
+                         np.zeros((4, 4))])
+    alone = []
+    for matrix in matrices:
+        try:
+            checked_pose(matrix, 'frame')
+            alone.append(True)
+        except DataError:
+            alone.append(False)
+    assert are_poses(matrices).tolist() == alone
+    assert alone == [True, False, False, False, False, False, True, False, False]
+    assert are_poses(matrices[:0]).shape == (0,)

@@ -1,6 +1,10 @@
 """Retrieval with the matcher's tokens."""
 
-from nerfmatch_ros.retrieval import describe, fit_words, nearest
+import sys
+
+from nerfmatch_ros import retrieval
+from nerfmatch_ros.retrieval import describe, fit_words, nearest, RetrievalIndex
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -48,3 +52,73 @@ def test_no_more_references_are_given_than_there_are(generator):
     references = F.normalize(torch.rand(4, 8, generator=generator), dim=-1)
     indices, scores = nearest(references[2], references, 10)
     assert indices[0] == 2 and sorted(indices.tolist()) == [0, 1, 2, 3] and len(scores) == 4
+
+
+def drive(generator, count=3000, channels=24):
+    """Descriptors along a way: those of neighbours are alike, as those of photographs are."""
+    steps = torch.randn(count, channels, generator=generator)
+    return F.normalize(F.normalize(steps.cumsum(0), dim=-1).abs().sqrt(), dim=-1)
+
+
+def queries(references, generator, count=40):
+    chosen = torch.randint(len(references), (count,), generator=generator)
+    noise = 0.02 * torch.randn(count, references.shape[1], generator=generator)
+    return F.normalize(references[chosen] + noise, dim=-1)
+
+
+def test_few_references_are_all_compared(generator):
+    references = drive(generator, 200)
+    index = RetrievalIndex(references.half())
+    assert index.exact
+    for query in queries(references, generator, 5):
+        for found, expected in zip(index.nearest(query, 7), nearest(query, references.half(), 7)):
+            assert torch.equal(found, expected)
+
+
+def test_many_references_are_found_in_their_groups(generator, monkeypatch, caplog):
+    pytest.importorskip('faiss')
+    caplog.set_level('INFO', logger='nerfmatch_ros')
+    monkeypatch.setattr(retrieval, 'EXACT_UP_TO', 1000)
+    monkeypatch.setattr(retrieval, '_PROBED', 12)
+    references = drive(generator)
+    index = RetrievalIndex(references)
+    assert not index.exact and 'searched in 12 of 62 groups' in caplog.text
+    shared, firsts = 0, 0
+    asked = queries(references, generator)
+    for query in asked:
+        numbers, scores = index.nearest(query, 10)
+        expected, _ = nearest(query, references, 10)
+        torch.testing.assert_close(scores, references[numbers] @ query)
+        assert (scores.diff() <= 0).all() and len(set(numbers.tolist())) == 10
+        shared += len(set(numbers.tolist()) & set(expected.tolist()))
+        firsts += int(numbers[0] == expected[0])
+    assert shared > 0.95 * 10 * len(asked) and firsts >= len(asked) - 1
+
+
+def test_the_same_groups_are_made_each_time(generator, monkeypatch):
+    pytest.importorskip('faiss')
+    monkeypatch.setattr(retrieval, 'EXACT_UP_TO', 1000)
+    references = drive(generator)
+    first, second = RetrievalIndex(references), RetrievalIndex(references)
+    for query in queries(references, generator, 10):
+        assert torch.equal(first.nearest(query, 5)[0], second.nearest(query, 5)[0])
+
+
+def test_more_than_the_searched_groups_hold_is_found_nevertheless(generator, monkeypatch):
+    pytest.importorskip('faiss')
+    monkeypatch.setattr(retrieval, 'EXACT_UP_TO', 1000)
+    monkeypatch.setattr(retrieval, '_PROBED', 1)
+    references = drive(generator)
+    numbers, _ = RetrievalIndex(references).nearest(references[7], 2000)
+    assert torch.equal(numbers, nearest(references[7], references, 2000)[0])
+
+
+def test_without_faiss_the_search_is_exact_and_says_how_it_would_be_faster(
+        generator, monkeypatch, caplog):
+    monkeypatch.setattr(retrieval, 'EXACT_UP_TO', 1000)
+    monkeypatch.setitem(sys.modules, 'faiss', None)
+    references = drive(generator)
+    index = RetrievalIndex(references)
+    assert index.exact and 'nerfmatch_ros[scale]' in caplog.text and '3000' in caplog.text
+    found, expected = index.nearest(references[2], 4), nearest(references[2], references, 4)
+    assert torch.equal(found[0], expected[0])

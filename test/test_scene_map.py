@@ -11,6 +11,7 @@ from nerfmatch_ros.errors import MapError
 from nerfmatch_ros.localization.localizer import Localizer
 from nerfmatch_ros.radiance_field.surface_cache import sorted_cache
 from nerfmatch_ros.scene_map import FILES, SceneMap, store_surface_cache, SURFACE_CACHE
+from nerfmatch_ros.tensor_file import read_header
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -116,7 +117,9 @@ DAMAGES = {
     'not a number': (with_tensor(FILES[0], 'trunk.0.weight', poisoned), 'trunk.0.weight'),
     'nan in the matcher': (with_tensor(FILES[1], 'log_scale', infinite), 'log_scale'),
     'nan in poses': (with_tensor(FILES[2], 'map_from_camera', poisoned), 'map_from_camera'),
-    'sheared pose': (with_tensor(FILES[2], 'map_from_camera', lambda t: 2 * t), 'pose'),
+    'sheared pose': (
+        with_tensor(FILES[2], 'map_from_camera', lambda t: 2 * t),
+        'map_from_camera of reference view 0: last row'),
     'weights of another size': (
         with_tensor(FILES[0], 'trunk.1.weight', lambda t: t[:, :-1]), 'trunk.1.weight'),
     'missing weight': (without_tensor(FILES[1], 'log_scale'), 'log_scale'),
@@ -151,6 +154,8 @@ DAMAGES = {
     'missing key': (lambda f: described(f, lambda d: d.pop('scene_frame')), 'scene_frame'),
     'nothing for a mapping': (with_value(None, 'scene_frame'), 'cannot be read'),
     'infinite side': (with_value(float('inf'), 'longest_side'), 'cannot be read'),
+    'unknown contents of views': (with_value('wishes', 'references_hold'), 'wishes'),
+    'tokens of a matcher without any': (with_value('tokens', 'references_hold'), 'tokens'),
     'null localization': (with_value(None, 'localization'), 'cannot be read'),
 }
 
@@ -200,7 +205,6 @@ def test_a_map_returns_from_disk_as_it_was(tiny_map, tmp_path, room):
 
 def test_reference_views_are_read_when_asked_for(folder):
     scene_map = SceneMap.load(folder)
-    assert scene_map.references.points is None and scene_map.references.features is None
     stored = load_file(folder / FILES[2])
     starts = stored['starts'].tolist()
     for k in range(12):
@@ -217,6 +221,62 @@ def test_reference_views_that_hold_no_numbers_are_refused_when_read(folder):
         scene_map.references.view(k)
 
 
+@pytest.fixture
+def large(monkeypatch):
+    """Treat every file of reference views as too large to be checked at once."""
+    monkeypatch.setattr('nerfmatch_ros.scene_map.CHECKED_WHOLE', 0)
+
+
+def flip_in(folder, name, key):
+    """Change one bit of the last number of a tensor."""
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[read_header(path)[key].end - 1] ^= 1
+    path.write_bytes(content)
+
+
+def test_views_of_a_large_map_are_checked_when_they_are_used(folder, large):
+    last = SceneMap.load(folder).references.view(11)
+    flip_in(folder, FILES[2], 'features')
+    scene_map = SceneMap.load(folder)
+    for k in range(11):
+        scene_map.references.view(k)
+    with pytest.raises(MapError, match='is damaged; copy the map again'):
+        scene_map.references.view(11)
+    flip_in(folder, FILES[2], 'features')
+    for one, other in zip(SceneMap.load(folder).references.view(11), last):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize('key', ['starts', 'descriptors', 'map_from_camera', 'digests'])
+def test_the_rest_of_a_large_map_is_checked_at_once(folder, large, key):
+    flip_in(folder, FILES[2], key)
+    with pytest.raises(MapError, match='references.safetensors is damaged'):
+        SceneMap.load(folder)
+
+
+@pytest.mark.parametrize('length', [4, 1000, -1])
+def test_a_large_file_that_was_cut_short_is_refused_at_once(folder, large, length):
+    path = folder / FILES[2]
+    os.truncate(path, length if length > 0 else path.stat().st_size - 1)
+    with pytest.raises(MapError, match='references.safetensors is damaged'):
+        SceneMap.load(folder)
+
+
+def test_maps_of_earlier_versions_are_read(folder, large):
+    """They state neither what the views hold nor the checksum of the rest of their file."""
+    views = [SceneMap.load(folder).references.view(k) for k in range(12)]
+    without_tensor(FILES[2], 'digests')(folder)
+    described(folder, lambda d: (d.pop('references_head'), d.pop('references_hold')))
+    references = SceneMap.load(folder).references
+    for k, view in enumerate(views):
+        for one, other in zip(references.view(k), view):
+            assert torch.equal(one, other)
+    flip_in(folder, FILES[2], 'features')
+    with pytest.raises(MapError, match='references.safetensors is damaged'):
+        SceneMap.load(folder)
+
+
 def whole(scene_map):
     """Bring the reference views into memory, so that the map can be saved."""
     count = len(scene_map.reference_names)
@@ -227,7 +287,7 @@ def whole(scene_map):
 
 @pytest.mark.parametrize('failing', ['nerfmatch_ros.scene_map.write_tensors',
                                      'nerfmatch_ros.scene_map.file_sha256',
-                                     'nerfmatch_ros.scene_map.yaml.safe_dump'])
+                                     'nerfmatch_ros.scene_map.dump_yaml'])
 def test_an_old_map_survives_a_failing_save(folder, monkeypatch, failing):
     scene_map = whole(SceneMap.load(folder))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -244,7 +304,7 @@ def test_an_old_map_survives_a_failing_save(folder, monkeypatch, failing):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize('failing', ['write_tensors', 'file_sha256', 'yaml.safe_dump'])
+@pytest.mark.parametrize('failing', ['write_tensors', 'file_sha256', 'dump_yaml'])
 def test_an_old_map_survives_a_failing_change_of_its_surface_cache(folder, monkeypatch, failing):
     cache = SceneMap.load(folder).surface_cache
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

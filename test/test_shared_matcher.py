@@ -13,7 +13,8 @@ from nerfmatch_ros.mapping import shared_matcher as module
 from nerfmatch_ros.mapping.calibrate import CalibrationConfig
 from nerfmatch_ros.mapping.shared_matcher import share_matcher
 from nerfmatch_ros.matching.matcher import MatcherConfig
-from nerfmatch_ros.scene_map import References, SceneMap
+from nerfmatch_ros.references import References
+from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
 from processes import run_together
 import pytest

@@ -121,6 +121,19 @@ class PosedImage:
                 f'{self.camera.width} x {self.camera.height}; give the intrinsics of this size')
 
 
+def are_poses(matrices: np.ndarray, tolerance: float = ROTATION_TOLERANCE) -> np.ndarray:
+    """Tell which of the matrices (K, 4, 4) state a rigid pose, as `checked_pose` does: (K,) bool.
+
+    It says nothing of why, and takes a hundredth of the time.
+    """
+    rotations = matrices[:, :3, :3]
+    with np.errstate(invalid='ignore', over='ignore'):
+        error = np.abs(rotations.transpose(0, 2, 1) @ rotations - np.eye(3)).max(axis=(1, 2))
+        return np.isfinite(matrices).all(axis=(1, 2)) & (error <= tolerance) \
+            & (np.linalg.det(rotations) >= 0) \
+            & np.isclose(matrices[:, 3], (0, 0, 0, 1), atol=1e-9).all(axis=1)
+
+
 def checked_pose(
     matrix: np.ndarray, where: str, tolerance: float = ROTATION_TOLERANCE,
 ) -> np.ndarray:

@@ -221,6 +221,38 @@ def draw_refinement(report: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def draw_scale(report: Mapping[str, Any], path: Path) -> None:
+    """
+    Draw loading, memory and time an image over the number of reference views, logarithmic.
+
+    report: of `tools/measure_scale.py`.
+    """
+    rows = report['rows']
+    views = [row['views'] for row in rows]
+    figure = Figure(figsize=(11, 3.6), layout='constrained')
+    panels = figure.subplots(1, 3)
+    curves = (
+        ('load a map [s]', (('load_s', 'from the disk'), ('load_again_s', 'again'))),
+        ('memory [MB]', (('own_mb', 'of the process'), ('mapped_mb', 'of files, can be dropped'),
+                         ('disk_mb', 'map on disk'))),
+        ('CPU time an image [ms]', (
+            ('total_ms', 'whole'), ('match_ms', 'match'), ('reference_first_ms',
+                                                           'reference, first use'),
+            ('reference_ms', 'reference, again'), ('retrieval_ms', 'retrieval'))))
+    for axes, (label, lines) in zip(panels, curves):
+        for (name, what), marker in zip(lines, 'osD^v'):
+            axes.plot(views, [max(row[name], 1e-3) for row in rows], f'{marker}-', label=what)
+        axes.set_xscale('log')
+        axes.set_yscale('log')
+        axes.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+        axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+        axes.set_xlabel('reference views')
+        axes.set_title(label, fontsize='medium')
+        axes.grid(c='0.9', linewidth=0.5)
+        axes.legend(fontsize='x-small')
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     with written_atomically(path) as temporary:
         # Without the program's name and version the same run gives the same bytes.

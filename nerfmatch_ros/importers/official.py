@@ -42,8 +42,9 @@ from nerfmatch_ros.matching.matcher import COARSE_STRIDE
 from nerfmatch_ros.radiance_field.mip_field import MipField
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.scene_frame import frustum_frame, SceneFrame
+from nerfmatch_ros.references import References
 from nerfmatch_ros.retrieval import describe
-from nerfmatch_ros.scene_map import FieldConfig, References, SceneMap, Surface
+from nerfmatch_ros.scene_map import FieldConfig, SceneMap, Surface
 import numpy as np
 from rich.console import Console
 from rich.progress import track

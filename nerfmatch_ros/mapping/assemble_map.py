@@ -19,8 +19,9 @@ from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.radiance_field.surface_cache import SurfaceCache
+from nerfmatch_ros.references import References
 from nerfmatch_ros.retrieval import describe, fit_words
-from nerfmatch_ros.scene_map import encode_points, References, SceneMap
+from nerfmatch_ros.scene_map import encode_points, SceneMap
 import numpy as np
 import torch
 from torch import Tensor
