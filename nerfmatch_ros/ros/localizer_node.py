@@ -8,6 +8,11 @@ image and the transform that hangs the robot into the map. The executor only sto
 thread localizes, another one broadcasts.
 """
 
+if __name__ == '__main__':
+    # Before rclpy, whose threads bring arenas of their own into which no large block fits.
+    from nerfmatch_ros.memory import keep_freed_memory
+    keep_freed_memory()
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
