@@ -80,6 +80,9 @@ class PoseEstimate:
     points: np.ndarray | None = None  # (M, 3) of the matches, metres in the map
     evidence: 'Evidence | None' = None  # what speaks for the pose, where a localizer collects it
     probability: float = math.nan  # that the pose is correct; nan where the map has no judge
+    # What the image was matched with, for who watches: 'splatted', 'surface', 'reference views',
+    # 'rendered: REASON'; '' where that is not said.
+    source: str = ''
 
     @property
     def position_std(self) -> float:
