@@ -240,6 +240,16 @@ def test_chance_explains_few_inliers_of_many_but_not_most_of_few():
     assert log10_false_alarms(1000, 60, 0.003) < -20
 
 
+def test_chance_is_counted_as_the_binomial_distribution_counts_it():
+    from scipy.special import gammaln
+    from scipy.stats import binom
+    for matches, inliers, chance in ((8, 4, 0.2), (30, 12, 0.003), (500, 500, 0.3),
+                                     (1000, 60, 0.003), (4000, 4000, 1e-6), (50, 20, 1.0)):
+        poses = np.log(4) + gammaln(matches + 1) - gammaln(matches - 2) - np.log(6)
+        expected = (poses + binom.logsf(inliers - 4, matches - 3, chance)) / np.log(10)
+        assert log10_false_alarms(matches, inliers, chance) == pytest.approx(expected, rel=1e-12)
+
+
 def line(rng):
     return np.linspace((-1, 0.2, 3), (1, 0.4, 5), 50)
 

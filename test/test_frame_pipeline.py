@@ -110,6 +110,49 @@ def test_a_drive_is_tracked_in_the_base_with_the_odometry_of_each_stamp():
         robot.priors[2], truth(round(1.4 * SECOND)) @ BASE_FROM_CAMERA, atol=1e-9)
 
 
+class Clock:
+    """Stages that a backend would have timed."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def take(self):
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+
+def test_a_frame_has_the_seconds_of_its_own_stages_and_no_others():
+    robot = Robot()
+    robot.clock = clock = Clock()
+    pipeline = pipeline_of(robot)
+    clock.seconds = {'similar views': 7.0}  # asked for between two frames
+    robot.during = lambda: clock.seconds.update({'encode': 0.25, 'refine/match': 0.125})
+    first = drive(pipeline, robot, (1,))[0]
+    robot.during = lambda: clock.seconds.update({'encode': 0.5})
+    second = drive(pipeline, robot, (1.2,))[0]
+    steps = {'transforms', 'localize', 'fuse'}
+    assert {stage: spent for stage, spent in first.seconds.items() if stage not in steps} == {
+        'localize/encode': 0.25, 'localize/refine/match': 0.125}
+    assert {stage: spent for stage, spent in second.seconds.items() if stage not in steps} == {
+        'localize/encode': 0.5}
+    assert steps <= set(second.seconds)
+
+
+def test_stages_of_a_localizer_that_failed_are_not_counted_for_the_next_frame():
+    robot = Robot()
+    robot.clock = clock = Clock()
+    pipeline = pipeline_of(robot)
+
+    def fail():
+        clock.seconds['encode'] = 3.0
+        raise RuntimeError('injected')
+    robot.during = fail
+    with pytest.raises(RuntimeError):
+        drive(pipeline, robot, (1,))
+    robot.during = lambda: None
+    assert set(drive(pipeline, robot, (1.2,))[0].seconds) == {'transforms', 'localize', 'fuse'}
+
+
 def test_the_lever_arm_of_the_camera_widens_the_covariance_of_the_base():
     robot = Robot()
     result = drive(pipeline_of(robot), robot, (1,))[0]

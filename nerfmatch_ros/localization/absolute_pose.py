@@ -15,8 +15,7 @@ from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import nearest_rotation, perturb
 import numpy as np
 import poselib
-from scipy.special import gammaln
-from scipy.stats import binom
+from scipy.special import betainc, gammaln
 import torch
 
 if TYPE_CHECKING:
@@ -85,6 +84,9 @@ class PoseEstimate:
     points: np.ndarray | None = None  # (M, 3) of the matches, metres in the map
     evidence: 'Evidence | None' = None  # what speaks for the pose, where a localizer collects it
     probability: float = math.nan  # that the pose is correct; nan where the map has no judge
+    # What the image was matched with, for who watches: 'splatted', 'surface', 'reference views',
+    # 'rendered: REASON'; '' where that is not said.
+    source: str = ''
 
     @property
     def position_std(self) -> float:
@@ -225,7 +227,11 @@ def log10_false_alarms(matches: int, inliers: int, chance: float) -> float:
     probability `chance` (a contrario: Moisan and Stival, IJCV 2004).
     """
     poses = math.log(4) + gammaln(matches + 1) - gammaln(matches - 2) - math.log(6)
-    return float(poses + binom.logsf(inliers - 4, matches - 3, chance)) / math.log(10)
+    # The survival function of the binomial distribution, as scipy.stats has it; that package takes
+    # a third of a second to import, in every start of a node or a command.
+    others, trials = inliers - 4, matches - 3
+    tail = betainc(others + 1, trials - others, chance) if others < trials else 0.0
+    return float(poses + (math.log(tail) if tail > 0 else -math.inf)) / math.log(10)
 
 
 def _usable_matches(

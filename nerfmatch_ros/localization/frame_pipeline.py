@@ -28,6 +28,7 @@ class Backend(Protocol):
     """What localizes a single image; `localization.localizer.Localizer` is one."""
 
     map_sha256: str  # of the map in use
+    # A backend may also have a `clock`, a StageClock that times the stages of `localize`, or None.
 
     def localize(self, image: PosedImage, prior: np.ndarray | None = None) -> PoseEstimate:
         """Estimate map_from_camera; prior: (4, 4), where to look from first."""
@@ -88,7 +89,8 @@ class FrameResult:
     odometry_jumped: bool = False
     base_from_camera: np.ndarray | None = None
     odom_from_base: np.ndarray | None = None
-    seconds: dict[str, float] = field(default_factory=dict)  # transforms, localize, fuse
+    # transforms, localize, fuse; of a backend with a clock also 'localize/STAGE'
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class FramePipeline:
@@ -150,17 +152,20 @@ class FramePipeline:
                 prediction = self.tracker.predict(stamp_ns, odom_from_base)
         clock.append(time.perf_counter())
         prior = None if prediction is None else prediction[0] @ base_from_camera
+        _stage_seconds(backend)  # of what was asked of it between two frames
         try:
             estimate = backend.localize(image, prior=prior)
         except Exception:
             self._note_failure(epoch, stamp_ns)
             raise
         clock.append(time.perf_counter())
+        stages = _stage_seconds(backend)
         result = self._fuse(
             epoch, stamp_ns, estimate, base_from_camera, odom_from_base, options, jumped)
         clock.append(time.perf_counter())
         steps = zip(('transforms', 'localize', 'fuse'), clock, clock[1:])
         result.seconds.update({name: end - start for name, start, end in steps})
+        result.seconds.update({f'localize/{stage}': spent for stage, spent in stages.items()})
         return result
 
     def published_pose(self, result: FrameResult) -> tuple[np.ndarray, np.ndarray]:
@@ -257,6 +262,12 @@ class FramePipeline:
         self._base_from_camera[stamp_ns] = base_from_camera
         if len(self._base_from_camera) > _EXTRINSICS_KEPT:
             del self._base_from_camera[next(iter(self._base_from_camera))]
+
+
+def _stage_seconds(backend: Backend) -> dict[str, float]:
+    """Give and forget the seconds of each stage that a backend timed; {} if it times none."""
+    clock = getattr(backend, 'clock', None)
+    return {} if clock is None else clock.take()
 
 
 def doubtful(estimate: PoseEstimate, min_probability: float) -> str:

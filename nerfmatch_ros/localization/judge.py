@@ -16,7 +16,6 @@ from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 from nerfmatch_ros.localization.rigid_motion import distance
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
 
 INDOOR_EXTENT = 10.0  # metres; maps below count as indoor
@@ -252,6 +251,7 @@ def _fit_model(
         return (entropy + 0.5 * pull @ (weights - prior),
                 np.append(standard.T @ error + pull, error.sum()))
 
+    from scipy.optimize import minimize  # late: only a calibration needs it
     bounds = [(0.0 if trait.monotone else None, None) for trait in traits]
     found = minimize(loss, np.append(prior, 0.0), jac=True, method='L-BFGS-B',
                      bounds=[*bounds, (None, None)], options={'maxiter': 500})

@@ -8,6 +8,7 @@ from typing import Any
 
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, MapError
+from nerfmatch_ros.stage_clock import StageClock
 import numpy as np
 
 # parameter -> option of the localizer; 0 leaves what the map says
@@ -19,24 +20,29 @@ _OVERRIDES = {
 
 def load_localizer(
     map_folder: Path, *, device: str, threads: int | None, sha256: str = '', warm: bool = True,
-    memory_fraction: float = 1.0,
+    memory_fraction: float = 1.0, clock: StageClock | None = None,
 ) -> Any:
     """
     Give the localizer of a map, ready for the first image.
 
-    sha256: what the map must have, '' for any; memory_fraction: share of the GPU to be used.
+    sha256: what the map must have, '' for any; memory_fraction: share of the GPU to be used;
+    clock: of a measurement, times the stages 'import', 'load' and 'warm up'.
     """
-    # Imported late: a wrong parameter is reported before this takes its seconds.
-    from nerfmatch_ros.localization.localizer import Localizer
-    import torch
+    clock = clock or StageClock()
+    with clock.stage('import'):
+        # Late: a wrong parameter is reported before this takes its seconds.
+        from nerfmatch_ros.localization.localizer import Localizer
+        import torch
     if device.startswith('cuda'):
         torch.cuda.set_per_process_memory_fraction(memory_fraction, torch.device(device))
-    localizer = Localizer.load(map_folder, device=device, threads=threads)
+    with clock.stage('load'):
+        localizer = Localizer.load(map_folder, device=device, threads=threads)
     if sha256 and localizer.map_sha256 != sha256:
         raise MapError(f'{map_folder} has sha256 {localizer.map_sha256}, map_sha256 demands '
                        f'{sha256}; give the folder of that map, or leave map_sha256 empty')
     if warm:
-        warm_up(localizer)
+        with clock.stage('warm up'):
+            warm_up(localizer)
     return localizer
 
 
@@ -74,6 +80,13 @@ def with_parameters(localizer: Any, parameters: Any) -> Any:
     if 'first_error' in changes:
         changes['refined_error'] = changes['first_error']
     localizer.config = replace(localizer.own_config, rounds=parameters.rounds, **changes)
+    return localizer
+
+
+def with_clock(localizer: Any, device: str) -> Any:
+    """Let the stages of a localizer be timed, for who takes the seconds after every image."""
+    if hasattr(localizer, 'clock'):
+        localizer.clock = StageClock(device)
     return localizer
 
 

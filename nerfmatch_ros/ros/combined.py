@@ -6,6 +6,11 @@ Localizer and refiner in one process, which saves the memory of a second map of 
 A crash of the refiner takes the pose stream down with it: two processes are the safer choice.
 """
 
+if __name__ == '__main__':
+    # Before rclpy, whose threads bring arenas of their own into which no large block fits.
+    from nerfmatch_ros.memory import keep_freed_memory
+    keep_freed_memory()
+
 import sys
 
 from nerfmatch_ros.ros.localizer_node import LocalizerNode

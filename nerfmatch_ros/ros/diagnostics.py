@@ -70,7 +70,7 @@ def localization_status(now: LocalizationSnapshot) -> DiagnosticStatus:
         'metres since last pose': now.fix_distance, **_estimate_values(now),
         'rejects in a row': now.rejects_in_a_row,
         'last jump [m]': jump[0], 'last jump [rad]': jump[1],
-        **_counts('poses', now.counts)})
+        **_counts('poses', now.counts), **_counts('reference', now.references)})
 
 
 def input_status(now: InputSnapshot) -> DiagnosticStatus:
@@ -236,7 +236,7 @@ def _estimate_values(now: LocalizationSnapshot) -> dict[str, Any]:
     ratio = now.inliers / now.matches if now.matches and now.inliers is not None else None
     values = {'inliers': now.inliers, 'matches': now.matches, 'inlier ratio': ratio,
               'reprojection error [px]': now.reprojection_error,
-              'probability': now.probability}
+              'probability': now.probability, 'reference': now.reference or None}
     for name, unit, spread in (
             ('sigma ', 'm', now.position_std), ('sigma r', 'rad', now.rotation_std)):
         for k, axis in enumerate('xyz'):

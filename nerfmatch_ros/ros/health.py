@@ -60,6 +60,7 @@ class Health:
         self._positions: dict[int, np.ndarray] = {}  # of poses given out, by stamp
         self._moved: deque[float] = deque(maxlen=POSES_KEPT)  # metres, by refinement
         self._refined: Counter[str] = Counter()
+        self._references = DropCounter()  # images by what they were matched with
         self._refined_at: float | None = None
         self._refined_latency = Percentiles()
         self._transform_failures = DropCounter()
@@ -124,9 +125,12 @@ class Health:
         self._node.get_logger().warning(
             f'{what}: the robot jumps by {metres:.2f} m and {radians:.3f} rad in the map')
 
-    def note_processed(self):
-        """Count a frame that was worked on."""
+    def note_processed(self, reference: str):
+        """Count a frame that was worked on; reference: what it was matched with, '' if unknown."""
         self._processed.add(time.monotonic())
+        kind = reference.partition(':')[0]  # without the reason, of which there are many
+        if kind:
+            self._references.add(kind)
 
     def deactivate_soon(self):
         """Deactivate the node from its own thread: frames cannot be worked on."""
@@ -267,6 +271,7 @@ class Health:
             inliers=estimate and estimate.inliers, matches=estimate and estimate.matches,
             reprojection_error=estimate and estimate.reprojection_error,
             probability=estimate and estimate.probability,
+            reference=estimate.source if estimate else '', references=self._references.counts(),
             position_std=deviations[0], rotation_std=deviations[1], rejects_in_a_row=rejects,
             last_jump=self._last_jump, counts=counts)
 
@@ -289,7 +294,7 @@ class Health:
         return InputSnapshot(
             topics=self._topics(source.image_topics), silence=silence,
             received=source.received, rate=self._received.per_second(now),
-            processed_rate=self._processed.per_second(now), age=node.latencies['age'].summary(),
+            processed_rate=self._processed.per_second(now), age=node.latencies.summary('age'),
             encoding=source.encoding, size=source.size,
             transport=node.parameters.values.image_transport,
             degraded=kind if kind in DEGRADED else '', frozen=kind == 'frozen',
@@ -313,9 +318,8 @@ class Health:
     def _latency(self) -> LatencySnapshot:
         node = self._node
         busy = node.worker.busy_since if node.worker is not None else None
-        stages = {step: values.summary() for step, values in node.latencies.items()}
         return LatencySnapshot(
-            stages={step: summary for step, summary in stages.items() if summary is not None},
+            stages=node.latencies.summaries(),
             busy_for=0.0 if busy is None else time.monotonic() - busy, busy=self._busy_share)
 
     def _transforms(self) -> TransformSnapshot:
@@ -333,7 +337,7 @@ class Health:
         return TransformSnapshot(
             mode=parameters.tf_mode, odom_frame=parameters.odom_frame_id,
             base_frame=parameters.base_frame_id, odometry=odometry, extrinsic_fault=extrinsic,
-            wait=node.latencies['transforms'].summary(),
+            wait=node.latencies.summary('transforms'),
             failures=self._transform_failures.counts(),
             foreign=tuple(f'{parent} -> {child}' for child, parent in
                           node.foreign.foreign().items())

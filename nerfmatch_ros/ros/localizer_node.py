@@ -8,6 +8,11 @@ image and the transform that hangs the robot into the map. The executor only sto
 thread localizes, another one broadcasts.
 """
 
+if __name__ == '__main__':
+    # Before rclpy, whose threads bring arenas of their own into which no large block fits.
+    from nerfmatch_ros.memory import keep_freed_memory
+    keep_freed_memory()
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +30,7 @@ from nerfmatch_ros.ros.backend import (
     free_memory,
     load_localizer,
     require_device,
+    with_clock,
     with_parameters,
 )
 from nerfmatch_ros.ros.conversions import read_pose_with_covariance, stamp_ns
@@ -49,7 +55,7 @@ from nerfmatch_ros.ros.quality import EVERY, MismatchReporter, NEWEST
 from nerfmatch_ros.ros.ros_logging import Complaints, forward_core_logs, stop_forwarding
 from nerfmatch_ros.ros.run_node import run_nodes
 from nerfmatch_ros.ros.start_pose import StartPose
-from nerfmatch_ros.ros.statistics import DropCounter, Percentiles
+from nerfmatch_ros.ros.statistics import DropCounter, StageTimes
 from nerfmatch_ros.ros.transform_broadcaster import MapToOdomBroadcaster
 from nerfmatch_ros.ros.transform_buffer import TransformError
 from nerfmatch_ros.ros.transform_listener import TransformListener
@@ -79,8 +85,7 @@ class LocalizerNode(ManagedNode):
         self.listener: TransformListener | None = None
         self.broadcaster: MapToOdomBroadcaster | None = None
         self.health: Health | None = None
-        self.latencies = {step: Percentiles() for step in (
-            'age', 'decode', 'transforms', 'localize', 'fuse', 'total')}
+        self.latencies = StageTimes('age', 'decode', 'transforms', 'localize', 'fuse', 'total')
         self.paused = False
         self.map_path = ''
         self.foreign: ForeignWatch | None = None
@@ -316,14 +321,14 @@ class LocalizerNode(ManagedNode):
 
     def _localize(self, source: ImageInput, message: Any, stamp: int):
         started = time.perf_counter()
-        self.latencies['age'].add((self.now_ns() - stamp) * 1e-9)
+        self.latencies.add('age', (self.now_ns() - stamp) * 1e-9)
         try:
             image = source.decode(message)
         except NerfmatchError:
             with self.lock:
                 self.pipeline.tracker.add_failure(stamp)
             raise
-        self.latencies['decode'].add(time.perf_counter() - started)
+        self.latencies.add('decode', time.perf_counter() - started)
         frame = self.camera_frame(message.header.frame_id)
         try:
             result = self.pipeline.process(image, stamp, frame)
@@ -331,11 +336,11 @@ class LocalizerNode(ManagedNode):
             self.health.note_transform_failure(error, *self._wanted)
             raise FrameRejected(f'tf_{error.kind}', str(error)) from error
         self.last_drop = '', ''
-        self.health.note_processed()
+        self.health.note_processed(result.estimate.source)
         for step, seconds in result.seconds.items():
-            self.latencies[step].add(seconds)
+            self.latencies.add(step, seconds)
         self._publish(result, image, message)
-        self.latencies['total'].add(time.perf_counter() - started)
+        self.latencies.add('total', time.perf_counter() - started)
         with self.attempted:
             self.attempts += 1
             self.attempted.notify_all()
@@ -493,7 +498,7 @@ class LocalizerNode(ManagedNode):
             Path(parameters.map_path).expanduser(), device=choose_device(parameters.device),
             threads=parameters.threads or None, sha256=parameters.map_sha256,
             warm=parameters.warmup, memory_fraction=parameters.max_gpu_memory_fraction)
-        return backend, time.perf_counter() - started
+        return with_clock(backend, self._device), time.perf_counter() - started
 
     def _on_parameters(self, parameters: LocalizerParameters):
         """Apply what may be changed while the node runs."""

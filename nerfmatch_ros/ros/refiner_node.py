@@ -8,6 +8,11 @@ Takes the image of exactly the stamp of the newest pose, refines that pose, and 
 from there. Only the newest pose counts; one whose image is too old is given up.
 """
 
+if __name__ == '__main__':
+    # Before rclpy, whose threads bring arenas of their own into which no large block fits.
+    from nerfmatch_ros.memory import keep_freed_memory
+    keep_freed_memory()
+
 from collections.abc import Callable
 import os
 from pathlib import Path

@@ -24,6 +24,8 @@ class LocalizationSnapshot:
     matches: int | None = None
     reprojection_error: float | None = None  # pixels
     probability: float | None = None  # that it is correct; nan: the map has no judge
+    reference: str = ''  # what it was matched with, and why; '' if that is not said
+    references: Mapping[str, int] = field(default_factory=dict)  # images so far, by the same
     position_std: tuple[float, float, float] | None = None  # x, y, z
     rotation_std: tuple[float, float, float] | None = None  # about x, y, z
     rejects_in_a_row: int = 0

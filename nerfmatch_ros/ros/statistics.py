@@ -69,6 +69,34 @@ class Percentiles:
         return Summary(p50, p95, ordered[-1])
 
 
+class StageTimes:
+    """Percentiles of the seconds that named stages of a frame take; stages may appear later."""
+
+    def __init__(self, *stages: str):
+        """stages: those that are listed first, in this order."""
+        self._stages = {stage: Percentiles() for stage in stages}
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, seconds: float):
+        """Add one sample of a stage."""
+        with self._lock:
+            samples = self._stages.setdefault(stage, Percentiles())
+        samples.add(seconds)
+
+    def summary(self, stage: str) -> Summary | None:
+        """Give the percentiles of a stage, or None before its first sample."""
+        with self._lock:
+            samples = self._stages.get(stage)
+        return None if samples is None else samples.summary()
+
+    def summaries(self) -> dict[str, Summary]:
+        """Give the percentiles of every stage that has samples."""
+        with self._lock:
+            stages = list(self._stages.items())
+        found = ((stage, samples.summary()) for stage, samples in stages)
+        return {stage: summary for stage, summary in found if summary is not None}
+
+
 class Rate:
     """How often something happened in the last seconds; any number of events takes no memory."""
 

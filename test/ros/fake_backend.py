@@ -4,6 +4,7 @@ A picture made by `picture` carries map_from_camera as numbers, a serial number 
 so tests over real topics decide frame by frame what the localizer gives, and when.
 """
 
+from contextlib import nullcontext
 from enum import IntEnum
 import threading
 import time
@@ -70,6 +71,8 @@ class FakeBackend:
         self.refine_hold = threading.Event()  # the same for refine
         self.refine_hold.set()
         self.saved_memory = 0
+        self.source = ''  # what estimates say that they were matched with
+        self.clock = None
         poses = np.stack([np.eye(4)] * 3)
         poses[:, 0, 3] = (0.0, 2.0, 4.0)
         self.scene_map = SimpleNamespace(extent=10.0, reference_poses=poses, cameras=[CAMERA])
@@ -82,7 +85,8 @@ class FakeBackend:
         self.asked.append((serial, prior))
         self.hold.wait(30.0)
         if self.delay or behaviour == Behaviour.SLOW:
-            time.sleep(self.delay or 0.3)
+            with nullcontext() if self.clock is None else self.clock.stage('match'):
+                time.sleep(self.delay or 0.3)
         if behaviour == Behaviour.NO_POSE:
             return failed('too few matches')
         if behaviour == Behaviour.RAISE:
@@ -99,7 +103,7 @@ class FakeBackend:
             pose[0, 3] = np.nan
         if behaviour == Behaviour.DEGENERATE:
             covariance[0, 0] = 0.0
-        return PoseEstimate(pose, '', covariance, 100, 150, 0.8)
+        return PoseEstimate(pose, '', covariance, 100, 150, 0.8, source=self.source)
 
     def refine(self, image, map_from_camera, rounds=1):
         truth, _, serial = read_picture(image.rgb())

@@ -115,6 +115,17 @@ def test_localization_carries_the_numbers_of_the_estimate():
     assert values['poses gated'] == '5' and values['epoch'] == '3'
 
 
+def test_localization_says_what_the_image_was_matched_with_and_how_often():
+    status = localization_status(replace(
+        LOCALIZED, reference='rendered: 31 % of the view is covered',
+        references={'splatted': 90, 'rendered': 10}))
+    values = status_values(status)
+    assert values['reference'] == 'rendered: 31 % of the view is covered'
+    assert (values['reference splatted'], values['reference rendered']) == ('90', '10')
+    assert status.level == OK, 'rendering is slower, not worse'
+    assert status_values(localization_status(LOCALIZED))['reference'] == '-'
+
+
 def test_what_is_not_known_is_a_dash_and_not_zero():
     values = status_values(localization_status(replace(
         LOCALIZED, fix_age=None, reprojection_error=math.nan)))

@@ -118,3 +118,29 @@ def test_diagnostics_tell_how_busy_the_node_is_and_how_far_refinement_moves_pose
         world.wait_for(lambda: (world.drive(1), float(
             value('latency', 'share of time busy')) > 0.1)[-1], 'the share')
         assert float(value('latency', 'share of time busy')) <= 1
+
+
+def test_status_and_diagnostics_say_where_the_time_goes_and_what_images_are_matched_with(
+        monkeypatch):
+    monkeypatch.setattr(health, 'PERIOD', 0.05)
+    with World(tf_mode='map_to_camera') as world:
+        world.connect(static=False)
+        world.backend.delay = 0.02
+        world.backend.source = 'rendered: 31 % of the view is covered'
+        world.drive(2)
+        world.backend.source = 'splatted'
+        world.drive(1)
+        world.wait_for(lambda: world.status('reference') == 'splatted', 'the reference')
+        assert float(world.status('seconds localize')) >= float(
+            world.status('seconds localize/match')) >= 0.02
+        world.wait_for(lambda: 'reference splatted' in values(world, 'localization'),
+                       'diagnostics of the third image')
+        found = values(world, 'localization')
+        assert (found['reference rendered'], found['reference splatted']) == ('2', '1')
+        world.wait_for(lambda: 'localize/match p50 [s]' in values(world, 'latency'), 'the stage')
+        assert float(values(world, 'latency')['localize/match p50 [s]']) >= 0.02
+
+
+def values(world, task):
+    status = world.diagnosis(f': {task}')
+    return {} if status is None else status_values(status)

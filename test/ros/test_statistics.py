@@ -1,7 +1,13 @@
 import threading
 
 from hypothesis import given, settings, strategies
-from nerfmatch_ros.ros.statistics import DropCounter, Percentiles, Rate, Summary
+from nerfmatch_ros.ros.statistics import (
+    DropCounter,
+    Percentiles,
+    Rate,
+    StageTimes,
+    Summary,
+)
 import numpy as np
 import pytest
 
@@ -50,6 +56,35 @@ def test_a_sample_that_is_not_finite_is_left_out(sample):
     ring.add(1.0)
     ring.add(sample)
     assert ring.summary() == Summary(1.0, 1.0, 1.0)
+
+
+def test_stages_have_percentiles_of_their_own_and_those_without_samples_none():
+    times = StageTimes('total', 'decode')
+    times.add('localize/match', 0.25)
+    times.add('decode', 0.5)
+    times.add('decode', 1.5)
+    assert times.summaries() == {
+        'decode': Summary(0.5, 1.5, 1.5), 'localize/match': Summary(0.25, 0.25, 0.25)}
+    assert list(times.summaries()) == ['decode', 'localize/match']
+    assert times.summary('decode') == times.summaries()['decode']
+    assert times.summary('total') is None and times.summary('never heard of') is None
+
+
+def test_a_stage_may_appear_while_the_stages_are_listed():
+    times, listed = StageTimes(), []
+    ended = threading.Event()
+
+    def look():
+        while not ended.is_set():
+            listed.append(len(times.summaries()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for k in range(2000):
+        times.add(f'stage {k}', 1.0)
+    ended.set()
+    thread.join()
+    assert listed == sorted(listed) and len(times.summaries()) == 2000
 
 
 @pytest.mark.parametrize('hertz', [0.5, 5.0, 30.0, 1000.0])
