@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import math
 from typing import TYPE_CHECKING
 
+import cv2
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.geometry.pose import nearest_rotation, perturb
+from nerfmatch_ros.geometry.pose import nearest_rotation
 import numpy as np
 import poselib
 from scipy.special import betainc, gammaln
@@ -33,7 +34,9 @@ _FEW_INLIERS = 30  # below, the scatter of residuals is taken as equal for all o
 _LEAST_ITERATIONS = 1000  # that RANSAC may make, because noise spoils samples of inliers, too
 _MISSED = 1e-4  # chance that RANSAC never draws three inliers
 _GUESS_LIMIT = 4.0  # times the largest reprojection error; what may agree with a guess
+_GUESS_STEPS = 4  # of Gauss-Newton towards the inliers of a guess
 _ROUNDS = 8  # of choosing the inliers and refining; 2 or 3 are usual
+_SETTLED = 0.01  # of the inliers; if no more of them change, they are chosen
 _STEPS = 20  # of Gauss-Newton in a round
 
 
@@ -288,7 +291,7 @@ def _near(
     agreeing = _agreeing(matches, guess, _GUESS_LIMIT * options.max_reprojection_error)
     if agreeing.sum() <= max(half, options.min_inliers):
         return None
-    pose = _gauss_newton(matches.chosen(agreeing), guess, robust=True)
+    pose = _gauss_newton(matches.chosen(agreeing), guess, robust=True, steps=_GUESS_STEPS)
     if pose is None:
         return None
     pose, inliers = _refine(matches, pose, options)
@@ -350,7 +353,8 @@ def _refine(
         new_inliers = _agreeing(matches, new_pose, options.max_reprojection_error)
         if new_inliers.sum() < options.min_inliers:
             break
-        settled = np.array_equal(inliers, new_inliers)
+        # Matches at the limit hardly weigh in a robust fit; waiting for each of them takes long.
+        settled = (inliers != new_inliers).sum() <= _SETTLED * new_inliers.sum()
         pose, inliers = new_pose, new_inliers
         if settled:
             break
@@ -365,10 +369,12 @@ def _agreeing(matches: _Matches, pose: np.ndarray, limit: float) -> np.ndarray:
     return (error < limit) & ((in_camera * matches.rays).sum(-1) > 0)
 
 
-def _gauss_newton(matches: _Matches, pose: np.ndarray, robust: bool) -> np.ndarray | None:
+def _gauss_newton(
+    matches: _Matches, pose: np.ndarray, robust: bool, steps: int = _STEPS,
+) -> np.ndarray | None:
     """Minimise the weighted, robust reprojection error from a pose near its minimum."""
     weights = matches.weights / matches.weights.mean()
-    for _ in range(_STEPS):
+    for _ in range(steps):
         at_pose = _linearise(matches, pose)
         information, influence = _information(at_pose, weights, robust)
         pull = (influence * weights)[:, None, None] * _times(information, at_pose.jacobian)
@@ -380,9 +386,10 @@ def _gauss_newton(matches: _Matches, pose: np.ndarray, robust: bool) -> np.ndarr
         delta = scale * np.linalg.solve(scaled, scale * gradient)
         if not np.isfinite(delta).all():
             return None
-        pose = perturb(torch.from_numpy(pose), torch.from_numpy(delta)).numpy()
-        # A step of a thousandth of a standard deviation changes nothing that matters.
-        if delta @ normal @ delta < 1e-6:
+        pose = _moved(pose, delta[:3])
+        pose[:3, :3] = cv2.Rodrigues(delta[3:])[0] @ pose[:3, :3]
+        # A step of a hundredth of a standard deviation changes nothing that matters.
+        if delta @ normal @ delta < 1e-4:
             break
     return pose
 

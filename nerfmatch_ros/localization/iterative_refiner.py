@@ -9,6 +9,7 @@ import math
 
 from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
+import numpy as np
 import torch
 
 # Metres and radians; a round that moves the pose by less is the last one.
@@ -25,20 +26,29 @@ def is_better(new: PoseEstimate, old: PoseEstimate) -> bool:
             and new.reprojection_error < old.reprojection_error)
 
 
+def is_near(pose: np.ndarray, other: np.ndarray, limits: tuple[float, float]) -> bool:
+    """Tell whether two poses (4, 4) are less than so many metres and radians apart."""
+    apart = pose_distance(torch.from_numpy(np.ascontiguousarray(pose)),
+                          torch.from_numpy(np.ascontiguousarray(other)))
+    return bool(apart[0] < limits[0] and apart[1] < limits[1])
+
+
 def refine(
     estimate: PoseEstimate, step: Callable[[PoseEstimate], PoseEstimate], rounds: int, *,
     at_rest: tuple[float, float] = AT_REST,
 ) -> PoseEstimate:
-    """Repeat `step` from the best estimate so far, until it rests."""
+    """Repeat `step` from the best estimate so far, until it rests.
+
+    at_rest: metres and radians; a step that moves the pose by less is the last one.
+    """
     for _ in range(rounds):
         if estimate.map_from_camera is None:
             break
         candidate = step(estimate)
         if not is_better(candidate, estimate):
             break
-        moved = pose_distance(torch.from_numpy(candidate.map_from_camera),
-                              torch.from_numpy(estimate.map_from_camera))
+        rests = is_near(candidate.map_from_camera, estimate.map_from_camera, at_rest)
         estimate = candidate
-        if moved[0] < at_rest[0] and moved[1] < at_rest[1]:
+        if rests:
             break
     return estimate

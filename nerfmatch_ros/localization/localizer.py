@@ -11,7 +11,7 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, WorkingView
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.geometry.pose import perturb, pose_distance
+from nerfmatch_ros.geometry.pose import perturb
 from nerfmatch_ros.localization.absolute_pose import (
     AbsolutePoseOptions,
     floored,
@@ -21,15 +21,17 @@ from nerfmatch_ros.localization.absolute_pose import (
 from nerfmatch_ros.localization.alignment import Alignment
 from nerfmatch_ros.localization.calibration import Calibration
 from nerfmatch_ros.localization.gradient_refiner import refine_by_gradient
-from nerfmatch_ros.localization.iterative_refiner import AT_REST, refine
+from nerfmatch_ros.localization.iterative_refiner import AT_REST, is_near, refine
 from nerfmatch_ros.localization.judge import evidence_of, Judge, photometric_evidence
+from nerfmatch_ros.localization.map_views import MapViews, Seen
 from nerfmatch_ros.localization.photometric_refiner import (
     PhotometricConfig,
     refine_photometrically,
 )
 from nerfmatch_ros.localization.schedule import checked_schedule, Refinement, run_schedule
-from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens, PointTokens
+from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens
 from nerfmatch_ros.memory import keep_freed_memory
+from nerfmatch_ros.precision import check_precision, inference_dtype
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.retrieval import describe, nearest
 from nerfmatch_ros.scene_map import SceneMap
@@ -38,7 +40,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RAYS_AT_ONCE = 4096  # of a rendering
 # How far the views of `refine` lie around its estimate (standard deviations).
 NEARBY_SHARE = 0.01  # of the map's extent
 NEARBY_ANGLE = 0.03  # radians
@@ -60,6 +61,10 @@ class LocalizerConfig:
     covariance_scale: float = 25.0
     # Steps of a refinement, one after the other: match, views, photometric, inerf.
     refine: tuple[str, ...] = ('match', 'photometric')
+    # Of the networks: float32, bfloat16, float16, or auto, which takes half precision where the
+    # device computes with it at full speed.
+    precision: str = 'auto'
+    least_coverage: float = 0.4  # of a view by the surface cache; below, the field is rendered
     refined_views: int = 5  # views around an estimate whose matches the step 'views' solves
     photometric: PhotometricConfig = PhotometricConfig()
 
@@ -69,6 +74,10 @@ class LocalizerConfig:
             raise ConfigError(f"localization start '{self.start}' is unknown; "
                               'use global or retrieval')
         checked_schedule(self.refine)
+        check_precision(self.precision)
+        if not 0 <= self.least_coverage <= 1:
+            raise ConfigError(f'least_coverage is {self.least_coverage:g}; '
+                              'it is a share, from 0 to 1')
 
 
 @dataclass(frozen=True)
@@ -95,8 +104,9 @@ class Localizer:
         self.calibration = Calibration.from_dict(scene_map.calibration) \
             if scene_map.calibration else None
         self.device = next(scene_map.field.parameters()).device
-        self._surface: PointTokens | None = None
-        self._chunk = RAYS_AT_ONCE
+        self.precision = inference_dtype(self.config.precision, self.device)
+        scene_map.matcher.speed_up(self.precision)
+        self.views = MapViews(scene_map, self.device, self.config.least_coverage)
         self.clock: StageClock | None = None  # of a measurement
 
     @property
@@ -127,11 +137,13 @@ class Localizer:
         if prior is not None:
             estimate = self._look_from(prior, query)
         if estimate is None or estimate.map_from_camera is None:
-            estimate = self._first_pose(query)
-        with self._stage('refine'):
-            estimate = refine(
-                estimate, lambda best: self._look_from(best.map_from_camera, query),
-                self.config.rounds)
+            estimate, prior = self._first_pose(query), None
+        rest = _same_view(estimate, query.view)
+        if prior is None or not is_near(estimate.map_from_camera, prior, rest):
+            with self._stage('refine'):
+                estimate = refine(
+                    estimate, lambda best: self._look_from(best.map_from_camera, query),
+                    self.config.rounds, at_rest=rest)
         return self._judged(estimate)
 
     @torch.inference_mode()
@@ -153,10 +165,9 @@ class Localizer:
                 run_schedule(map_from_camera, steps, self._steps(query)), steps)
             if found.map_from_camera is None:
                 return found if estimate is None else estimate
-            moved = pose_distance(torch.from_numpy(found.map_from_camera),
-                                  torch.from_numpy(map_from_camera))
+            rests = is_near(found.map_from_camera, map_from_camera, AT_REST)
             estimate, map_from_camera = found, found.map_from_camera
-            if moved[0] < AT_REST[0] and moved[1] < AT_REST[1]:
+            if rests:
                 break
         return estimate
 
@@ -173,7 +184,7 @@ class Localizer:
 
     def save_memory(self):
         """Halve what is computed at once: rays, which costs time, and views matched together."""
-        self._chunk = max(1, self._chunk // 2)
+        self.views.rays_at_once = max(1, self.views.rays_at_once // 2)
         self.own_config, self.config = (
             replace(config, top_k=max(1, config.top_k // 2),
                     refined_views=max(1, config.refined_views // 2))
@@ -190,7 +201,7 @@ class Localizer:
         """Show the field as a camera at a pose sees it: (H, W, 3) uint8 RGB."""
         rendered = render_view(self.scene_map.field, self.scene_map.frame, camera,
                                torch.from_numpy(np.asarray(map_from_camera)), stride=1,
-                               colour=True, chunk=self._chunk)
+                               colour=True, chunk=self.views.rays_at_once)
         picture = (rendered.colour * 255).round().byte().cpu().numpy()
         return picture.reshape(camera.height, camera.width, 3)
 
@@ -213,12 +224,12 @@ class Localizer:
             'match': lambda pose: self._look_from(pose, query),
             'views': lambda pose: self._solve(
                 query, [self._see(near, query.view) for near in self._around(pose)],
-                self.config.refined_error),
+                self.config.refined_error, guess=pose),
             'photometric': lambda pose: refine_photometrically(
                 field, frame, camera, query.picture, pose, self.config.photometric,
-                chunk=self._chunk),
+                chunk=self.views.rays_at_once),
             'inerf': lambda pose: refine_by_gradient(
-                field, frame, camera, query.picture, pose, chunk=self._chunk),
+                field, frame, camera, query.picture, pose, chunk=self.views.rays_at_once),
         }
 
     def _finished(self, refinement: Refinement, schedule: tuple[str, ...]) -> PoseEstimate:
@@ -272,17 +283,11 @@ class Localizer:
 
     def _first_pose(self, query: _Query) -> PoseEstimate:
         if self.config.start == 'global':
-            surface = self.scene_map.surface
-            if self._surface is None:
-                self._surface = self._encode(surface.points, surface.features)
-            return self._solve(query, [(surface.points, self._surface)], self.config.first_error)
+            return self._solve(query, [self.views.surface()], self.config.first_error)
         with self._stage('retrieval'):
             retrieved = self._retrieve(query)
         with self._stage('reference'):
-            views = [self._view(k) for k in retrieved]
-            if not self.scene_map.matcher.per_view:
-                views = [_pooled(views)]
-            seen = [(points, self._encode(points, features)) for points, features in views]
+            seen = self.views.references(retrieved)
         return self._solve(
             query, seen, self.config.first_error, min_inliers=self.config.min_inliers)
 
@@ -300,48 +305,33 @@ class Localizer:
             return known[:self.config.top_k]
         return self._nearest_views(query.tokens, self.config.top_k)
 
-    def _view(self, k: int) -> tuple[Tensor, Tensor | None]:
-        """Points and features of a reference view."""
-        points, features = self.scene_map.references.view(k)
-        return points.to(self.device), None if features is None else features.to(self.device)
-
     def _look_from(self, map_from_camera: np.ndarray, query: _Query) -> PoseEstimate:
-        """Render what the camera would see at a pose, match the image with it, solve."""
+        """Match the image with what the camera would see at a pose, solve."""
         return self._solve(query, [self._see(map_from_camera, query.view)],
-                           self.config.refined_error)
+                           self.config.refined_error, guess=map_from_camera)
 
-    def _see(self, map_from_camera: np.ndarray, view: WorkingView) -> tuple[Tensor, PointTokens]:
-        """Give the surface points (N, 3) seen from a pose, and their tokens."""
+    def _see(self, map_from_camera: np.ndarray, view: WorkingView) -> Seen:
         with self._stage('reference'):
-            rendered = render_view(
-                self.scene_map.field, self.scene_map.frame, view.camera,
-                torch.from_numpy(np.ascontiguousarray(map_from_camera)), stride=COARSE_STRIDE,
-                feature_layer=self.scene_map.matcher_config.feature_layer, chunk=self._chunk)
-            solid = rendered.solid()
-            features = None if rendered.features is None else rendered.features[solid]
-            points = rendered.points[solid]
-            return points, self._encode(points, features)
-
-    def _encode(self, points: Tensor, features: Tensor | None) -> PointTokens:
-        return self.scene_map.encode_points(points, features)
+            return self.views.at(map_from_camera, view)
 
     def _solve(
-        self, query: _Query, seen: list[tuple[Tensor, PointTokens]], largest_error: float, *,
-        min_inliers: int | None = None,
+        self, query: _Query, seen: list[Seen], largest_error: float, *,
+        min_inliers: int | None = None, guess: np.ndarray | None = None,
     ) -> PoseEstimate:
         """Match the image with each set of points; solve all matches together.
 
-        min_inliers: of all matches; None: as many as `min_inliers` of each set.
+        min_inliers: of all matches; None: as many as `min_inliers` of each set; guess: (4, 4) pose
+        that is tried before any is searched.
         """
         view, tokens = query.view, query.tokens
         pixels, matched = [], []
-        for points, encoded in seen:
+        for each in seen:
             with self._stage('match'):
-                coarse = self.scene_map.matcher.match_coarse(tokens, encoded)
+                coarse = self.scene_map.matcher.match_coarse(tokens, each.tokens)
             with self._stage('fine'):
-                matches = self.scene_map.matcher.match_fine(tokens, encoded, coarse)
+                matches = self.scene_map.matcher.match_fine(tokens, each.tokens, coarse)
                 pixels.append(view.pixels_in_source(matches.pixels.cpu()).numpy())
-                matched.append(points[matches.points].double().cpu().numpy())
+                matched.append(each.points[matches.points].double().cpu().numpy())
         # A squeezed picture has two scales; errors are circles of their geometric mean.
         source_scale = math.sqrt(
             view.source.fx / view.camera.fx * view.source.fy / view.camera.fy)
@@ -351,20 +341,26 @@ class Localizer:
         pixels, matched = np.concatenate(pixels), np.concatenate(matched)
         with self._stage('pnp'):
             estimate = solve_absolute_pose(
-                pixels, matched, view.source,
+                pixels, matched, view.source, guess=guess,
                 options=AbsolutePoseOptions(
                     max_reprojection_error=largest_error * source_scale,
                     min_inliers=min_inliers or self.config.min_inliers * len(seen),
                     min_inlier_ratio=self.config.min_inlier_ratio,
                     covariance_scale=scale))
-        return replace(estimate, pixels=pixels, points=matched, evidence=evidence_of(
-            estimate, pixels_per_working_pixel=source_scale, covariance_scale=scale,
-            views=len(seen)))
+        return replace(
+            estimate, pixels=pixels, points=matched, source=seen[0].source,
+            evidence=evidence_of(estimate, pixels_per_working_pixel=source_scale,
+                                 covariance_scale=scale, views=len(seen)))
 
 
-def _pooled(
-    views: list[tuple[Tensor, Tensor | None]],
-) -> tuple[Tensor, Tensor | None]:
-    """Join the points and features of several views."""
-    points, features = zip(*views)
-    return torch.cat(points), None if features[0] is None else torch.cat(features)
+def _same_view(estimate: PoseEstimate, view: WorkingView) -> tuple[float, float]:
+    """Metres and radians that a camera may move and still see the same points of the map.
+
+    Moved by this much, what half of the matches show moves by a cell of the picture.
+    """
+    angle = COARSE_STRIDE / view.camera.fx
+    pose = estimate.map_from_camera
+    if pose is None:
+        return 0.0, angle
+    depth = np.median((estimate.points[estimate.inlier_mask] - pose[:3, 3]) @ pose[:3, 2])
+    return max(angle * float(depth), 0.0), angle
