@@ -56,6 +56,15 @@ class Steps:
         self.wall[name] = time.perf_counter() - wall
         self.cpu[name] = time.process_time() - cpu
 
+    def stage(self, name: str) -> Any:
+        """Time a stage of configuring, as the StageClock that `load_localizer` takes."""
+        return self.step(f'configure/{name}')
+
+    def subtract(self, name: str, whole: str, *parts: str):
+        """Note what is left of a step without some of its parts."""
+        for seconds in (self.wall, self.cpu):
+            seconds[name] = seconds[whole] - sum(seconds[part] for part in parts)
+
 
 class Robot:
     """The node, and a camera that it listens to, each spun on a thread of its own."""
@@ -72,10 +81,8 @@ class Robot:
         from geometry_msgs.msg import PoseStamped
         from nerfmatch_ros.ros.node_process import own_domain
         from nerfmatch_ros.ros.quality import LATCHED, SENSOR
-        from nerfmatch_ros.stage_clock import StageClock
         from sensor_msgs.msg import CameraInfo, Image
         keep_freed_memory()
-        self.clock = StageClock()
         self.context = rclpy.Context()
         os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
         rclpy.init(context=self.context, domain_id=own_domain())
@@ -94,7 +101,7 @@ class Robot:
         with steps.step('making the node'):
             self.node = LocalizerNode(
                 lambda *arguments, **options: backend.load_localizer(
-                    *arguments, **options, clock=self.clock),
+                    *arguments, **options, clock=steps),
                 context=self.context, parameter_overrides=[
                     Parameter(name, value=value) for name, value in values.items()])
         self._ended = threading.Event()
@@ -162,7 +169,6 @@ def start_once(folder: Path, map_folder: Path, threads: int, warm: bool) -> dict
     with steps.step('configure to first pose'):
         with steps.step('configure'):
             succeeded(robot.node.trigger_configure(), robot)
-        loading = robot.clock.take()
         with steps.step('activate'):
             succeeded(robot.node.trigger_activate(), robot)
         active = time.perf_counter()
@@ -175,15 +181,14 @@ def start_once(folder: Path, map_folder: Path, threads: int, warm: bool) -> dict
     seconds = [sum(taken[step] for step in ('transforms', 'localize', 'fuse'))
                for _, taken in images]
     began = images[0][0] - seconds[0]
-    wall = {**steps.wall, **{f'configure/{stage}': spent for stage, spent in loading.items()}}
-    wall.update({
+    steps.subtract('the same without import and load', 'configure to first pose',
+                   'configure/import', 'configure/load')
+    steps.wall.update({
         'activate to first image': began - active,
         'first image to first pose': robot.poses[0] - began,
-        'the same without import and load': wall['configure to first pose']
-        - loading['import'] - loading['load'],
         'first image': seconds[0], 'second image': seconds[1],
         'a later image': statistics.median(seconds[2:])})
-    return {'wall': wall, 'cpu': steps.cpu, 'stages': images[0][1],
+    return {'wall': steps.wall, 'cpu': steps.cpu, 'stages': images[0][1],
             'later_stages': images[-1][1], 'peak_mb': peak_megabytes()}
 
 
