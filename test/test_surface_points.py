@@ -2,7 +2,12 @@
 
 from dataclasses import replace
 
-from nerfmatch_ros.mapping.surface_points import one_per_voxel, surface_points, thin
+from nerfmatch_ros.mapping.surface_points import (
+    one_per_voxel,
+    points_shown,
+    surface_points,
+    thin,
+)
 import pytest
 from sphere_scene import sphere_images, sphere_references
 import torch
@@ -67,3 +72,15 @@ def test_a_single_view_and_no_features_suffice():
     references = sphere_references(sphere_images()[:1], feature_layer=None)
     surface = surface_points(references, 1000)
     assert len(surface.points) == len(references[0].points) and surface.features is None
+
+
+def test_views_are_asked_how_many_points_they_show():
+    references = sphere_references(sphere_images())
+    surface = surface_points(references, 400)
+    shown = points_shown(surface.points, references)
+    assert len(shown) == len(references) and (shown > 30).all()
+    assert points_shown(surface.points, references, most=2).tolist() == shown[[0, -1]].tolist()
+    half = points_shown(surface.points[::2], references)
+    assert (half < 0.7 * shown).all() and (half > 0.3 * shown).all()
+    away = surface.points + torch.tensor([0.0, 0.0, 100.0])
+    assert points_shown(away, references).tolist() == [0] * len(references)

@@ -1,10 +1,13 @@
 """Putting a map together: surface points, words and descriptors for retrieval, reference views."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+import logging
 
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import as_tensor, working_focal
+from nerfmatch_ros.localization.localizer import LocalizerConfig
 from nerfmatch_ros.mapping.build_config import BuildConfig
 from nerfmatch_ros.mapping.build_surface_cache import (
     build_surface_cache,
@@ -13,7 +16,7 @@ from nerfmatch_ros.mapping.build_surface_cache import (
 )
 from nerfmatch_ros.mapping.cell_words import cells_of, fit_cell_words, images_for_words
 from nerfmatch_ros.mapping.reference_views import ReferenceView
-from nerfmatch_ros.mapping.surface_points import surface_points
+from nerfmatch_ros.mapping.surface_points import points_shown, surface_points
 from nerfmatch_ros.matching.make_matcher import Matcher
 from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.renderer import render_view
@@ -26,6 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor
 import torch.nn.functional as F
+
+LOG = logging.getLogger(__name__)
+# Points of the whole map that a view has to show for each inlier that a pose needs, if images are
+# to be matched with all of them: twice what was measured to be enough, docs/scale.md.
+SHOWN_PER_INLIER = 4
 
 
 @torch.inference_mode()
@@ -61,6 +69,7 @@ def assemble_map(
         return rendered.colour.T.reshape(3, camera.height, camera.width)
 
     surface = surface_points(references, config.surface_points)
+    localization = start_that_serves(config.localization, points_shown(surface.points, references))
     if matcher.per_view:
         words = fit_cell_words(map(picture, images_for_words(len(chosen))), matcher, config.words)
     else:
@@ -81,10 +90,27 @@ def assemble_map(
     return SceneMap(
         frame, config.field, field, config.matcher, matcher, stored, surface, words,
         working_focal([image.camera for image in images], config.longest_side),
-        config.longest_side, config.frame_id, to_dict(config.localization), notes=notes or {},
+        config.longest_side, config.frame_id, to_dict(localization), notes=notes or {},
         working_size=config.working_size,
         surface_cache=_surface_cache(references, field, frame, config.surface_cache_points,
                                      lambda progress: report(0.5 + 0.5 * progress)))
+
+
+def start_that_serves(config: LocalizerConfig, shown: Tensor) -> LocalizerConfig:
+    """Start from retrieved views where a map is too large for one set of points.
+
+    shown: (k,) how many of the points views show. The number of points of a map is fixed, so that
+    the time of matching with them is; the larger the map, the fewer of them one view shows.
+    """
+    needed = SHOWN_PER_INLIER * config.min_inliers
+    fewest = float(torch.quantile(shown.double(), 0.1))
+    if config.start != 'global' or fewest >= needed:
+        return config
+    LOG.warning('one view in ten shows no more than %d points of the surface of this map, and to '
+                'match images with the whole of it each should show %d: images start from '
+                'retrieved views (localization.start: retrieval); more surface_points keep global',
+                fewest, needed)
+    return replace(config, start='retrieval')
 
 
 def _surface_cache(

@@ -66,6 +66,18 @@ def surface_points(
     return Surface(points[chosen], _features(references, starts, chosen))
 
 
+def points_shown(points: Tensor, references: Sequence[ReferenceView], most: int = 64) -> Tensor:
+    """Count how many points (G, 3), map frame, metres, reference views see: (k,) int64.
+
+    Of more than `most` views some are looked at, evenly chosen.
+    """
+    last, count = len(references) - 1, min(most, len(references))
+    chosen = torch.linspace(0, last, count).round().long().tolist()
+    return torch.tensor([int(visible_points(
+        points, references[k].view.camera, references[k].map_from_camera.float(),
+        references[k].depth).sum()) for k in chosen])
+
+
 def _features(
     references: Sequence[ReferenceView], starts: Tensor, chosen: Tensor,
 ) -> Tensor | None:
