@@ -73,6 +73,10 @@ def surface_cache(
     *,
     map: MapFolder,
     points: Annotated[int, arg(help='at most')] = 262144,
+    images: Annotated[Path | None, arg(
+        help='posed photographs to look from, for a map that keeps few reference views; else '
+             'those of the map')] = None,
+    split: Split = 'train',
     device: Device = 'auto',
 ) -> None:
     """Give a finished map a surface cache: what any camera sees of it, looked up, not rendered."""
@@ -82,10 +86,14 @@ def surface_cache(
     from nerfmatch_ros.memory import keep_freed_memory
     from nerfmatch_ros.scene_map import SceneMap, store_surface_cache
     options = SurfaceCacheOptions(points=points)
+    posed = None
+    if images is not None:
+        from nerfmatch_ros.data.reader import read_posed_images
+        posed = read_posed_images(images, _named(split))
     keep_freed_memory()
     with ProgressBars(shown=True) as bars:
-        cache = surface_cache_of(
-            SceneMap.load(map).to(choose_device(device)), options, bars.bar('surface cache'))
+        cache = surface_cache_of(SceneMap.load(map).to(choose_device(device)), options, posed,
+                                 bars.bar('surface cache'))
     store_surface_cache(map, cache)
     _print_table(str(map), {
         'surface_cache_points': len(cache), 'voxel_m': cache.voxel,

@@ -3,9 +3,10 @@
 from dataclasses import replace
 import shutil
 
-from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.errors import ConfigError, MapError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.mapping import build_surface_cache as module
+from nerfmatch_ros.mapping.assemble_map import assemble_map
 from nerfmatch_ros.mapping.build_surface_cache import (
     agreed_points,
     build_surface_cache,
@@ -16,12 +17,14 @@ from nerfmatch_ros.mapping.build_surface_cache import (
     SurfaceCacheOptions,
     thinned_views,
 )
+from nerfmatch_ros.mapping.reference_views import render_references
 from nerfmatch_ros.radiance_field.renderer import render_view
 from nerfmatch_ros.radiance_field.splatting import splat
 from nerfmatch_ros.scene_map import SceneMap, store_surface_cache, SURFACE_CACHE
 import numpy as np
 import pytest
 from sphere_scene import CAMERA, FRAME, pose_at, POSES, SphereField
+from tiny_build import TINY, tiny_images
 import torch
 
 CAMERAS = [CAMERA] * len(POSES)
@@ -197,3 +200,42 @@ def test_a_composited_field_takes_points_and_features_of_the_views(tiny_map):
     stored = torch.cat([scene_map.references.view(k)[0] for k in range(12)])
     assert set(map(tuple, cache.points.tolist())) < set(map(tuple, stored.tolist()))
     assert replace(scene_map, surface_cache=cache).summary()['surface_cache_points'] == len(cache)
+    with pytest.raises(ConfigError, match='leave the images out'):
+        surface_cache_of(scene_map, images=[])
+
+
+def test_a_composited_field_without_features_in_its_views_gives_no_cache(tiny_map):
+    scene_map = SceneMap.load(tiny_map)
+    scene_map.field.official = True
+    points = torch.zeros(int(scene_map.references.starts[-1]), 3)
+    without = replace(scene_map, references=replace(scene_map.references, points=points))
+    with pytest.raises(MapError, match='hold no features'):
+        surface_cache_of(without)
+
+
+def test_a_map_of_few_views_is_looked_at_from_where_photographs_were_taken(tiny_map, room):
+    scene_map = SceneMap.load(tiny_map)
+    images = tiny_images(room)
+    few = replace(scene_map, references=replace(
+        scene_map.references, cameras=scene_map.cameras[:2],
+        map_from_camera=scene_map.reference_poses[:2]))
+    counts = [len(surface_cache_of(one, images=chosen).points) for one, chosen in (
+        (few, None), (few, images), (scene_map, None))]
+    assert counts[0] < counts[1] == counts[2]
+
+
+def test_a_build_of_no_surface_cache_makes_none(tiny_map, room):
+    with pytest.raises(ConfigError, match='surface_cache_points is -1'):
+        replace(TINY, surface_cache_points=-1)
+    scene_map = SceneMap.load(tiny_map)
+    images = tiny_images(room, 4)
+    references = render_references(scene_map.field, scene_map.frame, images, feature_layer=3,
+                                   longest_side=TINY.longest_side)
+    for points in (0, 50):
+        progress = []
+        made = assemble_map(images, references, scene_map.field, scene_map.matcher,
+                            scene_map.frame, replace(TINY, surface_cache_points=points),
+                            report=progress.append)
+        assert progress == sorted(progress) and progress[-1] == 1.0
+        assert (made.surface_cache is None) == (points == 0)
+    assert len(made.surface_cache) <= 50

@@ -1,6 +1,7 @@
 from dataclasses import dataclass, replace
 import json
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -187,6 +188,19 @@ def test_inspect_prints_a_table_or_json(monkeypatch, capsys):
     assert 'field.kind' in table and 'grid' in table and '2.5' in table
     assert run('inspect', 'bad') == 2
     assert capsys.readouterr().err == 'error: bad is no map\n'
+
+
+def test_surface_cache_is_added_to_a_finished_map(tiny_map, tmp_path, capsys):
+    folder = shutil.copytree(tiny_map, tmp_path / 'map')
+    assert run('surface-cache', '--map', folder, '--points', '200', '--device', 'cpu') == 0
+    table = capsys.readouterr().out
+    assert 'surface_cache_points' in table and 'voxel_m' in table
+    assert run('inspect', folder, '--json') == 0
+    assert 0 < json.loads(capsys.readouterr().out)['surface_cache_points'] <= 200
+    assert run('surface-cache', '--map', folder, '--points', '0') == 2
+    assert 'points of a surface cache is 0' in capsys.readouterr().err
+    assert run('surface-cache', '--map', tmp_path / 'no') == 2
+    assert 'there is no map folder' in capsys.readouterr().err
 
 
 def test_render_writes_a_picture_for_each_pose(localizer, tmp_path, capsys):

@@ -7,6 +7,8 @@ from nerfmatch_ros.data.tum import read_tum
 from nerfmatch_ros.demo import DEMO_MAP
 from nerfmatch_ros.evaluation.metrics import pose_errors
 from nerfmatch_ros.localization.localizer import Localizer
+from nerfmatch_ros.radiance_field.splatting import splat
+from nerfmatch_ros.scene_map import SceneMap, SURFACE_CACHE
 import numpy as np
 import pytest
 
@@ -24,7 +26,8 @@ def answers(drive):
 
 
 def test_the_shipped_map_is_small():
-    assert sum(path.stat().st_size for path in DEMO_MAP.iterdir()) < 10e6
+    assert sum(path.stat().st_size for path in DEMO_MAP.iterdir()) < 11.5e6
+    assert (DEMO_MAP / SURFACE_CACHE).stat().st_size < 1.5e6
 
 
 def test_the_shipped_map_localizes_a_drive_it_never_saw(drive, answers):
@@ -32,6 +35,13 @@ def test_the_shipped_map_localizes_a_drive_it_never_saw(drive, answers):
                          [truth for _, truth in drive])
     assert np.median(errors.translation) <= 0.05 and np.median(errors.rotation) <= 1.0
     assert np.mean((errors.translation <= 0.1) & (errors.rotation <= 5.0)) >= 0.8
+
+
+def test_the_shipped_surface_cache_shows_most_of_what_the_drive_sees(drive):
+    scene_map = SceneMap.load(DEMO_MAP)
+    views = [splat(scene_map.surface_cache, scene_map.working_view(query.camera).camera, truth)
+             for query, truth in drive]
+    assert np.median([view.coverage for view in views]) > 0.8
 
 
 def test_the_same_image_gives_the_same_pose(drive, answers):

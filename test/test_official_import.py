@@ -106,6 +106,9 @@ def test_an_imported_map_holds_the_published_weights_to_the_last_bit(release, im
     assert not output.with_name('sphere.import').exists()
     weights = torch.load(release / 'nerf.ckpt', weights_only=False)['state_dict']
     field = scene_map.field.state_dict()
+    cache = scene_map.surface_cache  # all points, as there are few, with features of their rays
+    assert len(cache) == 5 * 64 and cache.features.shape == (5 * 64, 256)
+    assert not cache.normals.any()
     assert torch.equal(field['fine.encoder.2.weight'],
                        weights['model.nerf_fine.pts_linears.2.weight'])
     assert torch.equal(field['appearance.weight'], weights['model.embedding_a.weight'])

@@ -33,7 +33,7 @@ from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.precision import check_precision, inference_dtype
 from nerfmatch_ros.radiance_field.renderer import render_view
-from nerfmatch_ros.retrieval import describe, nearest
+from nerfmatch_ros.retrieval import describe, RetrievalIndex
 from nerfmatch_ros.scene_map import SceneMap
 from nerfmatch_ros.stage_clock import StageClock
 import numpy as np
@@ -106,6 +106,7 @@ class Localizer:
         self.device = next(scene_map.field.parameters()).device
         self.precision = inference_dtype(self.config.precision, self.device)
         scene_map.matcher.speed_up(self.precision)
+        self._index = RetrievalIndex(scene_map.references.descriptors)
         self.views = MapViews(scene_map, self.device, self.config.least_coverage)
         self.clock: StageClock | None = None  # of a measurement
 
@@ -293,10 +294,9 @@ class Localizer:
 
     def _nearest_views(self, tokens: ImageTokens, count: int) -> list[int]:
         """Give the numbers of the reference views most like the image, best first."""
-        matcher, references = self.scene_map.matcher, self.scene_map.references
         cells = torch.nn.functional.normalize(tokens.coarse, dim=-1)
-        descriptor = describe(cells, self.scene_map.words, matcher.scale.item())
-        return nearest(descriptor.cpu(), references.descriptors, count)[0].tolist()
+        descriptor = describe(cells, self.scene_map.words, self.scene_map.matcher.scale.item())
+        return self._index.nearest(descriptor.cpu(), count)[0].tolist()
 
     def _retrieve(self, query: _Query) -> list[int]:
         """Numbers of the reference views to match with: those known beforehand, else retrieved."""

@@ -42,6 +42,8 @@ class MapViews:
         self._references = ReferenceCache(scene_map, device)
         self._surface: Seen | None = None
         self._cached = None if scene_map.surface_cache is None else SurfaceTokens(scene_map)
+        if self._cached is not None and device.type == 'cuda':
+            self._cached.fill()
 
     def surface(self) -> Seen:
         """Give the thinned points of the whole map."""
@@ -68,7 +70,7 @@ class MapViews:
             return self._rendered(
                 map_from_camera, view,
                 f'the surface cache covers {100 * shown.coverage:.0f} % of the view')
-        return Seen(*self._cached.get(shown.index), 'splatted')
+        return Seen(*self._cached(shown.index), 'splatted')
 
     def _rendered(self, map_from_camera: np.ndarray, view: WorkingView, reason: str) -> Seen:
         scene_map = self.scene_map

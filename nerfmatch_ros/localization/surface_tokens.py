@@ -1,61 +1,76 @@
-"""Tokens of the points of a surface cache, encoded when they are first seen."""
+"""The matcher's tokens of a map's surface cache: computed when a point is first seen, then kept.
+
+A token depends on its point alone, so a camera that moves pays only for what comes into sight.
+Letters: G points of the cache, C and Cf coarse and fine channels.
+"""
 
 from nerfmatch_ros.matching.matcher import PointTokens
 from nerfmatch_ros.radiance_field.surface_cache import cached_points
-from nerfmatch_ros.scene_map import points_attend, SceneMap
+from nerfmatch_ros.scene_map import SceneMap
 import torch
 from torch import Tensor
 
-_AT_ONCE = 16384  # points
+FILLED_AT_ONCE = 8192  # points
+_LARGEST = torch.finfo(torch.float16).max
 
 
 class SurfaceTokens:
-    """Keeps tokens in half precision where they depend on their point alone.
+    """Points and tokens of chosen points of a map's surface cache, which the map must have.
 
-    On a CPU points are encoded as they come into view. A GPU would have to be waited for to learn
-    which ones are new, and encodes all of them at the start. A matcher whose points attend to one
-    another gets them anew for each view.
+    Tokens are kept in half precision, G (C + Cf) numbers: 84 MB of the default cache and matcher,
+    taken as they fill. Where a matcher's points attend to one another (`self_attention`), a token
+    depends on all points shown, and nothing is kept.
     """
 
     def __init__(self, scene_map: SceneMap):
         self._map, self._cache = scene_map, scene_map.surface_cache
-        self._kept: PointTokens | None = None
-        self._known: Tensor | None = None
-        self._attends = points_attend(scene_map.matcher_config)
-        if self._cache.points.is_cuda and not self._attends:
-            for first in range(0, len(self._cache), _AT_ONCE):
-                self._encode(torch.arange(first, min(first + _AT_ONCE, len(self._cache)),
-                                          device=self._cache.points.device))
+        self.kept = scene_map.matcher_config.self_attention == 0
+        self._known = torch.zeros(len(self._cache), dtype=torch.bool,
+                                  device=self._cache.points.device)
+        self._all_known = False
+        self._coarse: Tensor | None = None  # (G, C)
+        self._fine: Tensor | None = None  # (G, Cf)
 
     @torch.no_grad()
-    def get(self, index: Tensor) -> tuple[Tensor, PointTokens]:
-        """Give the points (m, 3), map frame, metres, and tokens of what is numbered (m,)."""
-        if self._attends:
-            points, features = self._features(index)
+    def __call__(self, index: Tensor) -> tuple[Tensor, PointTokens]:
+        """Give the points (m, 3), map frame, metres, and tokens of `index` (m,)."""
+        if not self.kept:
+            points, features = self._inputs(index)
             return points, self._map.encode_points(points, features)
-        if not self._cache.points.is_cuda:
-            new = index if self._known is None else index[~self._known[index]]
-            if len(new):
-                self._encode(new)
-        kept = self._kept
+        if not self._all_known:
+            self._learn(index[~self._known[index]])
         return self._cache.points[index], PointTokens(
-            kept.coarse[index].float(),
-            None if kept.fine is None else kept.fine[index].float())
+            self._coarse[index].float(),
+            None if self._fine is None else self._fine[index].float())
 
-    def _features(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        scene_map = self._map
-        return cached_points(self._cache, index, scene_map.field, scene_map.frame,
-                             scene_map.matcher_config.feature_layer)
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Compute the tokens of all points, after which a GPU is never waited for."""
+        if not self.kept:
+            return
+        for index in torch.arange(len(self._cache), device=self._known.device).split(
+                FILLED_AT_ONCE):
+            self._learn(index[~self._known[index]])
+        self._all_known = self._coarse is not None
 
-    def _encode(self, index: Tensor) -> None:
-        tokens = self._map.encode_points(*self._features(index))
-        if self._kept is None:
-            self._kept = PointTokens(*(
-                None if side is None else torch.zeros(
-                    len(self._cache), side.shape[1], dtype=torch.float16, device=side.device)
-                for side in (tokens.coarse, tokens.fine)))
-            self._known = torch.zeros(len(self._cache), dtype=torch.bool, device=index.device)
-        self._known[index] = True
-        self._kept.coarse[index] = tokens.coarse.half()
+    def _inputs(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        return cached_points(self._cache, index, self._map.field, self._map.frame,
+                             self._map.matcher_config.feature_layer)
+
+    def _learn(self, index: Tensor) -> None:
+        """Compute and keep the tokens of these points."""
+        if not len(index) and self._coarse is not None:
+            return
+        tokens = self._map.encode_points(*self._inputs(index))
+        if self._coarse is None:
+            self._coarse = self._table(tokens.coarse)
+            self._fine = None if tokens.fine is None else self._table(tokens.fine)
+        self._coarse[index] = tokens.coarse.clamp(-_LARGEST, _LARGEST).half()
         if tokens.fine is not None:
-            self._kept.fine[index] = tokens.fine.half()
+            self._fine[index] = tokens.fine.clamp(-_LARGEST, _LARGEST).half()
+        self._known[index] = True
+
+    def _table(self, tokens: Tensor) -> Tensor:
+        # Not zeroed: pages that no token was written to take no memory.
+        return torch.empty(len(self._cache), tokens.shape[1], dtype=torch.float16,
+                           device=tokens.device)

@@ -7,6 +7,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, MapError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import inverse, transform_points
@@ -121,15 +122,27 @@ def thinned_views(
 
 def surface_cache_of(
     scene_map: SceneMap, options: SurfaceCacheOptions | None = None,
+    images: Sequence[PosedImage] | None = None,
     report: Callable[[float], None] = lambda progress: None,
 ) -> SurfaceCache:
-    """Make the surface cache of a finished map from its reference views."""
+    """Make the surface cache of a finished map from what its reference views see.
+
+    images: posed photographs to look from instead, of a map that keeps few reference views; only
+    their cameras and poses are used. Raises ConfigError and MapError where there is no way.
+    """
     options = options or SurfaceCacheOptions()
     references = scene_map.references
     if not scene_map.field.official:
-        cameras = [scene_map.working_view(camera).camera for camera in references.cameras]
-        return build_surface_cache(scene_map.field, scene_map.frame, cameras,
-                                   references.map_from_camera, options, report)
+        cameras, poses = references.cameras, references.map_from_camera
+        if images is not None:
+            cameras = [image.camera for image in images]
+            poses = np.stack([image.map_from_camera for image in images])
+        return build_surface_cache(
+            scene_map.field, scene_map.frame,
+            [scene_map.working_view(camera).camera for camera in cameras], poses, options, report)
+    if images is not None:
+        raise ConfigError('points of an imported map are those of its reference views; leave the '
+                          'images out')
     if scene_map.matcher_config.feature_layer is not None and references.view(0)[1] is None:
         raise MapError('the reference views of this map hold no features, which its field cannot '
                        'give for single points; import the map again')
