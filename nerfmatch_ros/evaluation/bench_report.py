@@ -1,0 +1,158 @@
+"""What a measurement of the stages prints and writes: a table, JSON, the section of a document."""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+from nerfmatch_ros.config import to_dict
+from nerfmatch_ros.evaluation.document import number, row, text_of, with_section
+from nerfmatch_ros.evaluation.evaluate import json_ready
+from nerfmatch_ros.evaluation.stage_bench import accuracy, medians, OURS, ratios, Run, TOTAL
+from nerfmatch_ros.files import write_text
+from rich.console import Console
+from rich.table import Table
+
+HEAD = """\
+# Performance
+"""
+COLUMNS = ('runs', 'wall ms', 'CPU ms', 'GFLOP', 'MB', 'floor ms', 'ratio')
+LEGEND = """\
+Medians over images of the median over repeats, all ways in turns on the same images in one
+process, from the file to the pose. CPU: of all threads. runs: how often a stage ran. GFLOP: matrix
+products, convolutions and attention, and the hash grid by formula; other arithmetic, decoding,
+resampling and the pose solver are not counted. MB: what a stage reads of what others made, and
+what it leaves. floor: the longer of GFLOP at the measured rate of matrix products and MB at the
+measured rate of copying; ratio: time (CPU; on a GPU wall) over floor. -: nothing counted."""
+
+
+def stage_report(
+    runs: Sequence[Run], *, mode: str, prior: str = '', config: Any = None, map_sha256: str = '',
+    work: Mapping[str, Mapping[str, Any]] | None = None, machine: Mapping[str, Any] | None = None,
+) -> dict:
+    """Give the figures of all ways.
+
+    mode: 'global' or 'tracked'; prior: what tracked images start from, in words; work: for each
+    way what each stage computes and moves; machine: what it was measured on.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.way, []).append(run)
+    tables = {way: medians(group) for way, group in groups.items()}
+    ways = {way: {
+        'stages': {path: _figures(costs, (work or {}).get(way, {}).get(path))
+                   for path, costs in tables[way].items()},
+        'accuracy': accuracy(groups[way])} for way in groups}
+    images = {run.image.name for run in runs}
+    return json_ready({
+        'mode': mode, 'prior': prior, 'images': len(images),
+        'repeats': len(runs) // (len(images) * len(groups)), 'map_sha256': map_sha256,
+        'machine': dict(machine or {}), 'config': {} if config is None else to_dict(config),
+        'ways': ways, 'times_longer': ratios(tables) if OURS in tables else {}})
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """Say what was measured, in one line."""
+    prior = f', prior: {report["prior"]}' if report['prior'] else ''
+    return f'{report["mode"]}{prior}; {report["images"]} images, {report["repeats"]} repeats'
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """Name the machine and its measured rates in one line."""
+    rates = [f'{name} {machine["gflop_per_cpu_second"][name]:.0f} GFLOP a CPU second'
+             if machine['device'] == 'cpu' else f'{name} {rate / 1000:.1f} TFLOP/s'
+             for name, rate in machine.get('gflop_per_second', {}).items()]
+    if 'copy_gbyte_per_second' in machine:
+        rates.append(f'copying {machine["copy_gbyte_per_second"]:.1f} GB/s')
+    return '; '.join([machine.get('name', ''), f'{machine.get("threads")} threads', *rates])
+
+
+def accuracy_line(way: str, figures: Mapping[str, Any]) -> str:
+    """Write the median errors of a way."""
+    errors = figures['accuracy']
+    lost = f', {errors["without_pose"]:.0%} without pose' if errors['without_pose'] else ''
+    return (f'{way}: {number(errors["median_translation_m"], 100)} cm, '
+            f'{number(errors["median_rotation_deg"])} deg{lost}')
+
+
+def ratio_line(way: str, times: Mapping[str, float]) -> str:
+    """Write how many times longer a way takes."""
+    return f'{way} takes {times["wall"]:.2f} x the wall time and {times["cpu"]:.2f} x the CPU time'
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """Print a table for each way, the accuracy of each and the ratios of the totals."""
+    console = Console()
+    for way, figures in report['ways'].items():
+        table = Table(title=f'{way}: {title(report)}', title_justify='left')
+        table.add_column('stage')
+        for name in COLUMNS:
+            table.add_column(name, justify='right')
+        for path, stage in figures['stages'].items():
+            table.add_row(_indented(path, '  '), *_cells(stage),
+                          style='bold' if path == TOTAL else None)
+        console.print(table)
+    for way, figures in report['ways'].items():
+        console.print(accuracy_line(way, figures), highlight=False)
+    for way, times in report['times_longer'].items():
+        console.print(ratio_line(way, times), highlight=False)
+    if report['machine']:
+        console.print(machine_line(report['machine']), highlight=False)
+    console.print(' '.join(LEGEND.split()), highlight=False)
+
+
+def section(report: Mapping[str, Any], name: str, command: str = '') -> str:
+    """Write the section of a document: what, on what, and every figure."""
+    sha256 = f'; map {report["map_sha256"][:12]}' if report['map_sha256'] else ''
+    lines = [f'### {name}', '', f'{title(report)}{sha256}.', '']
+    if command:
+        lines += ['```', command, '```', '']
+    if report['machine']:
+        lines += [f'{machine_line(report["machine"])}.', '']
+    lines += [f'- {accuracy_line(way, figures)}' for way, figures in report['ways'].items()]
+    lines += [f'- {ratio_line(way, times)}' for way, times in report['times_longer'].items()]
+    for way, figures in report['ways'].items():
+        lines += ['', row(way, *COLUMNS), row('---', *['---:'] * len(COLUMNS))]
+        lines += [row(_indented(path, '&nbsp;&nbsp;'), *_cells(stage))
+                  for path, stage in figures['stages'].items()]
+    return '\n'.join([*lines, ''])
+
+
+def write_report(
+    report: Mapping[str, Any], *, output: Path | None = None, markdown: Path | None = None,
+    name: str = '', command: str = '',
+) -> None:
+    """Write bench_<mode>.json into a folder, and the section of a map and mode in a document."""
+    if markdown is not None:
+        write_text(Path(markdown), with_section(
+            text_of(markdown), mark(report['mode'], name), section(report, name, command),
+            head=HEAD))
+    if output is not None:
+        write_text(Path(output) / f'bench_{report["mode"]}.json',
+                   json.dumps(report, indent=2, allow_nan=False) + '\n')
+
+
+def check_document(markdown: Path | None, mode: str, name: str) -> None:
+    """Refuse a document that cannot take the section, before the long work."""
+    if markdown is not None:
+        with_section(text_of(markdown), mark(mode, name), '', head=HEAD)
+
+
+def mark(mode: str, name: str) -> str:
+    """Name the marks of a section."""
+    return f'bench {mode}: {name}'
+
+
+def _figures(costs: Mapping[str, float], work: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {'wall_ms': 1000 * costs['wall'], 'cpu_ms': 1000 * costs['cpu'], 'runs': costs['runs'],
+            'gflop': None, 'mbyte': None, 'floor_ms': None, 'ratio': None, **(work or {})}
+
+
+def _cells(stage: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(number(stage[name]) for name in (
+        'runs', 'wall_ms', 'cpu_ms', 'gflop', 'mbyte', 'floor_ms', 'ratio'))
+
+
+def _indented(path: str, by: str) -> str:
+    outer, _, inner = path.rpartition('/')
+    return by * (outer.count('/') + 1) + inner if outer else inner
