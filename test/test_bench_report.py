@@ -43,6 +43,14 @@ def test_a_tracked_image_is_compared_with_and_without_prior(report):
     assert set(report['times_longer']) == {STRAIGHTFORWARD, WITHOUT_PRIOR}
     assert (report['mode'], report['images'], report['repeats']) == ('tracked', 2, 1)
     assert report['config']['rounds'] == 3 and len(report['map_sha256']) == 64
+    for way in stages.values():
+        assert way['match']['gflop'] > 0 and way['match']['ratio'] > 0
+        assert way['pnp']['gflop'] is None  # of a library that nobody looks into
+        inner = [stage['gflop'] or 0 for path, stage in way.items() if '/' not in path]
+        assert way['total']['gflop'] == pytest.approx(sum(inner[:-1]), rel=0.01)
+    # 256 samples a ray against the localizer's 24 where the map knows of something.
+    assert stages[STRAIGHTFORWARD]['reference']['gflop'] > 8 * stages['localizer']['reference'][
+        'gflop']
     total = stages['localizer']['total']
     assert total['wall_ms'] > stages['localizer']['encode']['wall_ms'] > 0
     json.dumps(report, allow_nan=False)

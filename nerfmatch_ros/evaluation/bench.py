@@ -6,6 +6,7 @@ from typing import Any
 
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.evaluation.bench_report import stage_report
+from nerfmatch_ros.evaluation.machine_rates import measure_rates
 from nerfmatch_ros.evaluation.prior_poses import prior_poses
 from nerfmatch_ros.evaluation.refinement_bench import evenly_chosen
 from nerfmatch_ros.evaluation.stage_bench import (
@@ -15,6 +16,7 @@ from nerfmatch_ros.evaluation.stage_bench import (
     Query,
     Way,
 )
+from nerfmatch_ros.evaluation.stage_work import count_work
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 import numpy as np
 
@@ -71,6 +73,11 @@ def bench(
         ways[STRAIGHTFORWARD] = straightforward
         if config.track:
             ways[WITHOUT_PRIOR] = WithoutPrior(straightforward)
-    runs = bench_stages(ways, queries, repeats=config.repeats, device=str(localizer.device))
-    return stage_report(runs, mode='tracked' if config.track else 'global', prior=words,
-                        config=localizer.config, map_sha256=localizer.map_sha256)
+    device = str(localizer.device)
+    machine = measure_rates(device)
+    runs = bench_stages(ways, queries, repeats=config.repeats, device=device)
+    work = {name: count_work(way, queries if name == OURS else queries[:1], machine)
+            for name, way in ways.items()}
+    return stage_report(
+        runs, mode='tracked' if config.track else 'global', prior=words, config=localizer.config,
+        map_sha256=localizer.map_sha256, work=work, machine=machine.to_dict())

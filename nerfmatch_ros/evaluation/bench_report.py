@@ -9,6 +9,7 @@ from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.evaluation.document import number, row, text_of, with_section
 from nerfmatch_ros.evaluation.evaluate import json_ready
 from nerfmatch_ros.evaluation.stage_bench import accuracy, medians, OURS, ratios, Run, TOTAL
+from nerfmatch_ros.evaluation.stage_work import StageWork
 from nerfmatch_ros.files import write_text
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,8 @@ HEAD = """\
 # Performance
 """
 COLUMNS = ('runs', 'wall ms', 'CPU ms', 'GFLOP', 'MB', 'floor ms', 'ratio')
+# Stages of libraries whose work nobody sees: decoders, resampling, the pose solver
+UNCOUNTED = ('decode', 'picture', 'pnp')
 LEGEND = """\
 Medians over images of the median over repeats, all ways in turns on the same images in one
 process, from the file to the pose. CPU: of all threads. runs: how often a stage ran. GFLOP: matrix
@@ -28,7 +31,8 @@ measured rate of copying; ratio: time (CPU; on a GPU wall) over floor. -: nothin
 
 def stage_report(
     runs: Sequence[Run], *, mode: str, prior: str = '', config: Any = None, map_sha256: str = '',
-    work: Mapping[str, Mapping[str, Any]] | None = None, machine: Mapping[str, Any] | None = None,
+    work: Mapping[str, Mapping[str, StageWork]] | None = None,
+    machine: Mapping[str, Any] | None = None,
 ) -> dict:
     """Give the figures of all ways.
 
@@ -39,8 +43,9 @@ def stage_report(
     for run in runs:
         groups.setdefault(run.way, []).append(run)
     tables = {way: medians(group) for way, group in groups.items()}
+    on_gpu = bool(machine) and machine['device'] != 'cpu'
     ways = {way: {
-        'stages': {path: _figures(costs, (work or {}).get(way, {}).get(path))
+        'stages': {path: _figures(path, costs, (work or {}).get(way, {}).get(path), on_gpu)
                    for path, costs in tables[way].items()},
         'accuracy': accuracy(groups[way])} for way in groups}
     images = {run.image.name for run in runs}
@@ -143,9 +148,18 @@ def mark(mode: str, name: str) -> str:
     return f'bench {mode}: {name}'
 
 
-def _figures(costs: Mapping[str, float], work: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {'wall_ms': 1000 * costs['wall'], 'cpu_ms': 1000 * costs['cpu'], 'runs': costs['runs'],
-            'gflop': None, 'mbyte': None, 'floor_ms': None, 'ratio': None, **(work or {})}
+def _figures(
+    path: str, costs: Mapping[str, float], work: StageWork | None, on_gpu: bool,
+) -> dict[str, Any]:
+    wall, cpu = 1000 * costs['wall'], 1000 * costs['cpu']
+    figures = {'wall_ms': wall, 'cpu_ms': cpu, 'runs': costs['runs'], 'gflop': None,
+               'mbyte': None, 'floor_ms': None, 'ratio': None}
+    if work is None or not work.floor or path.rpartition('/')[2] in UNCOUNTED:
+        return figures
+    return {**figures, 'gflop': sum(work.flops.values()) / 1e9,
+            'gflop_by_type': {kind: count / 1e9 for kind, count in work.flops.items()},
+            'gflop_by_formula': work.by_formula / 1e9, 'mbyte': work.moved / 1e6,
+            'floor_ms': 1000 * work.floor, 'ratio': (wall if on_gpu else cpu) / 1000 / work.floor}
 
 
 def _cells(stage: Mapping[str, Any]) -> tuple[str, ...]:
