@@ -6,7 +6,7 @@ that no implementation of the stage could do without: of tensors that it did not
 read, once; of tensors that it made, those that outlive it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,11 +85,10 @@ class _Touched:
         return min(self._bytes, self._size)
 
 
-class WorkCounter(TorchDispatchMode):
+class WorkCounter:
     """Takes the place of a `StageClock`; counts while it is entered as a context."""
 
     def __init__(self):
-        super().__init__()
         self._open: list[tuple[str, _Run]] = [('', _Run())]
         self._work: dict[str, Work] = {}
         self._contexts = ExitStack()
@@ -97,11 +96,11 @@ class WorkCounter(TorchDispatchMode):
     def __enter__(self) -> 'WorkCounter':
         """Begin to watch."""
         self._contexts.enter_context(listening(self._note))
-        return super().__enter__()
+        self._contexts.enter_context(_Watch(self.ran))
+        return self
 
     def __exit__(self, *error: Any) -> None:
         """Look away."""
-        super().__exit__(*error)
         self._contexts.close()
 
     @contextmanager
@@ -120,27 +119,16 @@ class WorkCounter(TorchDispatchMode):
         work, self._work = self._work, {}
         return work
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None,
-    ) -> Any:
-        """Run an operation of torch and note what it does."""
-        kwargs = kwargs or {}
-        packet = func._overloadpacket
-        formula = _FORMULAS.get(packet)
-        if formula is None and _is_composite(func):
-            with self:  # in inference mode some operations arrive before they are taken apart
-                result = func.decompose(*args, **kwargs)
-                if result is not NotImplemented:
-                    return result
-        result = func(*args, **kwargs)
+    def ran(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        """Count an operation of torch for the stage that is open."""
         run = self._open[-1][1]
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        formula = _FORMULAS.get(func._overloadpacket)
         if formula is not None:
             kind = _kind(tensors)
             run.flops[kind] = run.flops.get(kind, 0.0) + formula(*args, **kwargs, out_val=result)
         if not _is_view(func):
             self._touch(run, func, args, kwargs, tensors, result)
-        return result
 
     def _touch(self, run: _Run, func: Any, args: tuple, kwargs: dict, tensors: list[Tensor],
                result: Any) -> None:
@@ -172,6 +160,28 @@ class WorkCounter(TorchDispatchMode):
             key = what.untyped_storage()._cdata if isinstance(what, Tensor) else id(what)
             if key not in run.made:
                 _part(run.read, what).gathered(size)
+
+
+class _Watch(TorchDispatchMode):
+    """Tells of every operation of torch, taken apart into those that compute."""
+
+    def __init__(self, ran: Callable[[Any, tuple, dict, Any], None]):
+        super().__init__()
+        self._ran = ran
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None,
+    ) -> Any:
+        """Run an operation and tell of it."""
+        kwargs = kwargs or {}
+        if func._overloadpacket not in _FORMULAS and _is_composite(func):
+            with self:  # in inference mode some operations arrive before they are taken apart
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        self._ran(func, args, kwargs, result)
+        return result
 
 
 def _part(parts: dict[int, _Touched], what: Tensor | np.ndarray) -> _Touched:
