@@ -9,7 +9,7 @@ from nerfmatch_ros.evaluation.stage_recorder import StageRecorder
 from nerfmatch_ros.evaluation.straightforward import Straightforward, written_out_matches
 from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.localization.localizer import Localizer
-from nerfmatch_ros.matching.coarse_matching import match_cells, match_log_probability
+from nerfmatch_ros.matching.coarse_matching import log_dual_softmax, match_log_probability
 from nerfmatch_ros.matching.make_matcher import make_matcher
 from nerfmatch_ros.matching.matcher import ImageTokens, MatcherConfig, PointTokens
 from nerfmatch_ros.scene_map import SceneMap
@@ -41,15 +41,14 @@ def away(estimate, image):
 
 def test_both_softmaxes_written_out_pair_the_same(generator):
     similarity = 8 * torch.randn(60, 45, generator=generator)
-    plain, usual = written_out_matches(similarity, 0.02), match_cells(similarity, 0.02)
+    plain = written_out_matches(similarity, 0.02)
+    usual = match_log_probability(log_dual_softmax(similarity), 0.02)
     assert 10 < len(plain.cells) < 45
     assert torch.equal(plain.cells, usual.cells) and torch.equal(plain.points, usual.points)
     torch.testing.assert_close(plain.confidence, usual.confidence)
     # Equal cells share their point, as in the published code.
     similarity[3] = similarity[1]
-    log_probability = 2 * similarity - similarity.logsumexp(0) - similarity.logsumexp(
-        1, keepdim=True)
-    tied = match_log_probability(log_probability, 0.0, ties=True)
+    tied = match_log_probability(log_dual_softmax(similarity), 0.0, ties=True)
     assert torch.equal(written_out_matches(similarity, 0.0).cells, tied.cells)
 
 
