@@ -14,9 +14,6 @@ from nerfmatch_ros.files import write_text
 from rich.console import Console
 from rich.table import Table
 
-HEAD = """\
-# Performance
-"""
 COLUMNS = ('runs', 'wall ms', 'CPU ms', 'GFLOP', 'MB', 'floor ms', 'ratio')
 # Stages of libraries whose work nobody sees: decoders, resampling, the pose solver
 UNCOUNTED = ('decode', 'picture', 'pnp')
@@ -27,6 +24,20 @@ products, convolutions and attention, and the hash grid by formula; other arithm
 resampling and the pose solver are not counted. MB: what a stage reads of what others made, and
 what it leaves. floor: the longer of GFLOP at the measured rate of matrix products and MB at the
 measured rate of copying; ratio: time (CPU; on a GPU wall) over floor. -: nothing counted."""
+HEAD = f"""\
+# Performance
+
+`nerfmatch bench --map MAP --images DIR --against straightforward --markdown FILE`, with `--track`
+for tracked images, writes the section of its map and mode here and leaves the others as they are.
+
+{LEGEND}
+
+A tracked image has a prior; its section says which. `straightforward` is the paper's plain
+pipeline on the same map, in single precision: encode the image; render the most similar reference
+views (or the prior) one after the other, 128 + 128 samples a ray, each through the whole field;
+match with attention and both softmaxes written out; solve all matches; render at the estimate and
+solve again until the pose rests.
+"""
 
 
 def stage_report(
@@ -114,7 +125,8 @@ def section(report: Mapping[str, Any], name: str, command: str = '') -> str:
         lines += ['```', command, '```', '']
     if report['machine']:
         lines += [f'{machine_line(report["machine"])}.', '']
-    lines += [f'- {accuracy_line(way, figures)}' for way, figures in report['ways'].items()]
+    lines += [f'- {accuracy_line(way, figures)}' for way, figures in report['ways'].items()
+              if figures['accuracy'] is not None]
     lines += [f'- {ratio_line(way, times)}' for way, times in report['times_longer'].items()]
     for way, figures in report['ways'].items():
         lines += ['', row(way, *COLUMNS), row('---', *['---:'] * len(COLUMNS))]
