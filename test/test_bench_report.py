@@ -11,6 +11,7 @@ from nerfmatch_ros.data.synthetic import synthetic_images
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.evaluation import bench_report
 from nerfmatch_ros.evaluation.bench import bench, BenchConfig, STRAIGHTFORWARD, WITHOUT_PRIOR
+from nerfmatch_ros.evaluation.machine_rates import MachineRates
 from nerfmatch_ros.evaluation.straightforward import Straightforward
 from nerfmatch_ros.localization.localizer import Localizer
 import pytest
@@ -101,3 +102,12 @@ def test_the_table_is_printed(report, capsys):
     bench_report.print_report(report)
     printed = capsys.readouterr().out
     assert 'takes' in printed and 'total' in printed and 'deg' in printed
+
+
+def test_the_machine_is_named_with_the_rates_that_floors_come_from():
+    machine = MachineRates('cpu', 'Chip', 1, {'float32': 5e10}, {'float32': 1e11}, 5e9, 1.2e10)
+    assert bench_report.machine_line(machine.to_dict()) == (
+        'Chip; 1 thread; float32 100 GFLOP a CPU second; copying 12.0 GB a CPU second')
+    gpu = MachineRates('cuda', 'Card', 8, {'float32': 5e13}, {'float32': 1e11}, 3e12, 1e9)
+    assert bench_report.machine_line(gpu.to_dict()) == (
+        'Card; 8 threads; float32 50000 GFLOP a second; copying 3000.0 GB a second')

@@ -1,7 +1,10 @@
 """Counted work against operations whose work is known."""
 
 from nerfmatch_ros.evaluation.work_counter import Work, WorkCounter
+from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.radiance_field.hash_grid import HashGrid
+from nerfmatch_ros.radiance_field.splatting import splat
+from nerfmatch_ros.radiance_field.surface_cache import sorted_cache
 from nerfmatch_ros.work_note import note_work
 import numpy as np
 import pytest
@@ -96,6 +99,16 @@ def test_inner_stages_count_for_themselves():
     assert work['outer/inner'].read == 2 * 2 * 256 and work['outer/inner'].written == 2 * 256
     assert work['outer'].read == 2 * 256
     assert counter.take() == {}
+
+
+def test_a_splat_states_the_points_of_the_tiles_that_it_looks_at():
+    ahead, behind = torch.rand(50, 3) + torch.tensor([0.0, 0, 2]), torch.rand(70, 3) - 9
+    cache = sorted_cache(torch.cat([ahead, behind]), 1.0)
+    pose, camera = torch.eye(4).double(), Camera('PINHOLE', 64, 64, 40.0, 40.0, 31.5, 31.5)
+    work = counted(lambda: splat(cache, camera, pose))
+    assert work.by_formula == 32 * 50
+    # Coordinates and normals; once more, by torch, those of the points chosen.
+    assert 50 * 15 <= work.read <= 50 * 15 + 50 * 12 + 100
 
 
 def test_compiled_loops_state_their_work_while_somebody_counts(generator):

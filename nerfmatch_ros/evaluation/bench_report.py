@@ -20,10 +20,12 @@ UNCOUNTED = ('decode', 'picture', 'pnp')
 LEGEND = """\
 Medians over images of the median over repeats, all ways in turns on the same images in one
 process, from the file to the pose. CPU: of all threads. runs: how often a stage ran. GFLOP: matrix
-products, convolutions and attention, and the hash grid by formula; other arithmetic, decoding,
-resampling and the pose solver are not counted. MB: what a stage reads of what others made, and
-what it leaves. floor: the longer of GFLOP at the measured rate of matrix products and MB at the
-measured rate of copying; ratio: time (CPU; on a GPU wall) over floor. -: nothing counted."""
+products, convolutions and attention, and by formula the compiled loops of hash grid and splatting;
+other arithmetic, decoding, resampling and the pose solver are not counted. MB: what a stage reads
+of what others made, and what it leaves. floor: the longer of GFLOP at the measured rate of matrix
+products and MB at the measured rate of copying; ratio: time (CPU; on a GPU wall) over floor. Work
+of the localizer is the median over the images, of the plain pipeline that of the first image.
+-: nothing counted."""
 HEAD = f"""\
 # Performance
 
@@ -74,13 +76,17 @@ def title(report: Mapping[str, Any]) -> str:
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
-    """Name the machine and its measured rates in one line."""
-    rates = [f'{name} {machine["gflop_per_cpu_second"][name]:.0f} GFLOP a CPU second'
-             if machine['device'] == 'cpu' else f'{name} {rate / 1000:.1f} TFLOP/s'
-             for name, rate in machine.get('gflop_per_second', {}).items()]
-    if 'copy_gbyte_per_second' in machine:
-        rates.append(f'copying {machine["copy_gbyte_per_second"]:.1f} GB/s')
-    return '; '.join([machine.get('name', ''), f'{machine.get("threads")} threads', *rates])
+    """Name the machine and the measured rates that floors come from, in one line."""
+    if machine['device'] == 'cpu':
+        rates, unit = machine['gflop_per_cpu_second'], 'a CPU second'
+        copied = machine['copy_gbyte_per_cpu_second']
+    else:
+        rates, unit = machine['gflop_per_second'], 'a second'
+        copied = machine['copy_gbyte_per_second']
+    return '; '.join([
+        machine['name'], f'{machine["threads"]} thread' + 's' * (machine['threads'] != 1),
+        *(f'{kind} {rate:.0f} GFLOP {unit}' for kind, rate in rates.items()),
+        f'copying {copied:.1f} GB {unit}'])
 
 
 def accuracy_line(way: str, figures: Mapping[str, Any]) -> str:
