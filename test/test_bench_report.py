@@ -14,6 +14,7 @@ from nerfmatch_ros.evaluation.bench import bench, BenchConfig, STRAIGHTFORWARD, 
 from nerfmatch_ros.evaluation.machine_rates import MachineRates
 from nerfmatch_ros.evaluation.straightforward import Straightforward
 from nerfmatch_ros.localization.localizer import Localizer
+from nerfmatch_ros.scene_map import SceneMap
 import pytest
 from tiny_build import CAMERA
 
@@ -32,7 +33,7 @@ def images(room):
 
 @pytest.fixture(scope='module')
 def report(localizer, images):
-    plain = Straightforward(localizer.scene_map, replace(localizer.config, top_k=1, rounds=1))
+    plain = Straightforward(SceneMap.load(DEMO_MAP), replace(localizer.config, top_k=1, rounds=1))
     return bench(localizer, images[:2], BenchConfig(repeats=1, track=True), straightforward=plain)
 
 

@@ -13,6 +13,7 @@ from nerfmatch_ros.evaluation.stage_bench import (
     Query,
     ratios,
     Run,
+    sources,
 )
 from nerfmatch_ros.evaluation.stage_recorder import StageCost, StageRecorder
 import numpy as np
@@ -119,6 +120,12 @@ def test_accuracy_counts_who_has_no_pose():
     found = accuracy(runs + runs)
     assert found['median_translation_m'] == pytest.approx(0.03)
     assert found['without_pose'] == 0.25
+
+
+def test_sources_count_images():
+    poses = [replace(estimate(None), source=source) for source in ('splatted', 'splatted', '')]
+    runs = [Run('a', image, pose, {}) for image, pose in zip(queries(3), poses)]
+    assert sources(runs + runs) == {'splatted': 2, '': 1}
 
 
 def test_ratios_are_of_the_totals(time):

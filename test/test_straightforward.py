@@ -54,7 +54,7 @@ def test_both_softmaxes_written_out_pair_the_same(generator):
 
 def test_it_finds_the_pose_that_the_localizer_finds(demo_map, image):
     query = replace(image, map_from_camera=None)
-    plain, ours = Straightforward(demo_map), Localizer(demo_map)
+    plain, ours = Straightforward(demo_map), Localizer(SceneMap.load(DEMO_MAP))
     plain.clock = StageRecorder()
     found = plain.localize(query)
     metres, radians = away(found, image)

@@ -22,7 +22,7 @@ from pathlib import Path
 import sys
 import tempfile
 import time
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 import warnings
 
@@ -53,11 +53,14 @@ from nerfmatch_ros.localization.absolute_pose import (
     solve_absolute_pose,
 )
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
+from nerfmatch_ros.mapping.build_surface_cache import SURFACE_CACHE_POINTS, thinned_views
+from nerfmatch_ros.mapping.point_tokens import with_tokens
 from nerfmatch_ros.matching.make_matcher import make_matcher
 from nerfmatch_ros.matching.matcher import MatcherConfig, Matches, PointTokens
 from nerfmatch_ros.radiance_field.mip_field import MipField, MipFieldConfig
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
-from nerfmatch_ros.scene_map import FieldConfig, References, SceneMap, Surface
+from nerfmatch_ros.references import References
+from nerfmatch_ros.scene_map import FieldConfig, SceneMap, Surface
 import numpy as np
 import torch
 
@@ -98,25 +101,36 @@ def published_map(folder: Path, model: str, sizes: Sizes) -> None:
                      backbone=sizes.backbone)
     field = MipField(sizes.mip).eval().requires_grad_(False)
     matcher = make_matcher(config, field.feature_channels).eval().requires_grad_(False)
+    frame = SceneFrame(Similarity(0.2, np.eye(3), np.zeros(3)), 0.01, 1.0, ball=True)
     cameras = [camera_of(sizes)] * sizes.views
     poses = np.tile(np.eye(4), (sizes.views, 1, 1))
-    poses[:, :3, 3] = 0.3 * random.standard_normal((sizes.views, 3))
-    rows = sizes.views * sizes.points
-    points = torch.from_numpy(random.uniform(-2, 2, (rows, 3))).float()
-    features = torch.from_numpy(random.random((rows, field.feature_channels))).half()
-    names = [f'reference-{k}' for k in range(sizes.views)]
+    poses[:, :3, 3] = 0.1 * random.standard_normal((sizes.views, 3))
+    views = [SimpleNamespace(
+        name=f'reference-{k}', points=wall(sizes, poses[k], random),
+        features=torch.from_numpy(random.random((sizes.points, field.feature_channels))).half())
+        for k in range(sizes.views)]
     words = torch.nn.functional.normalize(torch.randn(64, matcher.token_channels), dim=-1)
     descriptors = torch.nn.functional.normalize(torch.rand(sizes.views, 64), dim=-1)
-    references = References(
-        names, cameras, poses, descriptors, sizes.points * torch.arange(sizes.views + 1),
-        points, features)
-    surface = Surface(points[:sizes.points], features[:sizes.points])
+    references = with_tokens(References(
+        [view.name for view in views], cameras, poses, descriptors,
+        sizes.points * torch.arange(sizes.views + 1), stored=views), matcher, frame)
     SceneMap(
-        SceneFrame(Similarity(0.25, np.eye(3), np.zeros(3)), 0.01, 1.0, ball=True),
-        FieldConfig('mip', mip=sizes.mip), field, config, matcher, references, surface, words,
-        float(cameras[0].fx), sizes.side, localization=to_dict(LocalizerConfig(
+        frame, FieldConfig('mip', mip=sizes.mip), field, config, matcher, references,
+        Surface(views[0].points, views[0].features), words, float(cameras[0].fx), sizes.side,
+        localization=to_dict(LocalizerConfig(
             start='retrieval', top_k=1, rounds=0, min_inliers=4)),
-        working_size=(sizes.side, sizes.side)).save(folder)
+        working_size=(sizes.side, sizes.side), surface_cache=thinned_views(
+            lambda k: (views[k].points, views[k].features), sizes.views, SURFACE_CACHE_POINTS),
+    ).save(folder)
+
+
+def wall(sizes: Sizes, map_from_camera: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+    """Give the points (N, 3) that a camera sees of a rough wall about 3 m ahead."""
+    camera = camera_of(sizes).scaled_to(sizes.side, sizes.side)
+    rays = camera.rays(camera.pixel_grid(8)).double().numpy()
+    points = rays / rays[:, 2:] * random.uniform(2.98, 3.02, (len(rays), 1))
+    return torch.from_numpy(
+        points @ map_from_camera[:3, :3].T + map_from_camera[:3, 3]).float()
 
 
 def camera_of(sizes: Sizes) -> Camera:

@@ -8,7 +8,15 @@ from typing import Any
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.evaluation.document import number, row, text_of, with_section
 from nerfmatch_ros.evaluation.evaluate import json_ready
-from nerfmatch_ros.evaluation.stage_bench import accuracy, medians, OURS, ratios, Run, TOTAL
+from nerfmatch_ros.evaluation.stage_bench import (
+    accuracy,
+    medians,
+    OURS,
+    ratios,
+    Run,
+    sources,
+    TOTAL,
+)
 from nerfmatch_ros.evaluation.stage_work import StageWork
 from nerfmatch_ros.files import write_text
 from rich.console import Console
@@ -60,7 +68,7 @@ def stage_report(
     ways = {way: {
         'stages': {path: _figures(path, costs, (work or {}).get(way, {}).get(path), on_gpu)
                    for path, costs in tables[way].items()},
-        'accuracy': accuracy(groups[way])} for way in groups}
+        'accuracy': accuracy(groups[way]), 'sources': sources(groups[way])} for way in groups}
     images = {run.image.name for run in runs}
     return json_ready({
         'mode': mode, 'prior': prior, 'images': len(images),
@@ -72,7 +80,8 @@ def stage_report(
 def title(report: Mapping[str, Any]) -> str:
     """Say what was measured, in one line."""
     prior = f', prior: {report["prior"]}' if report['prior'] else ''
-    return f'{report["mode"]}{prior}; {report["images"]} images, {report["repeats"]} repeats'
+    return (f'{report["mode"]}{prior}; {_counted(report["images"], "image")}, '
+            f'{_counted(report["repeats"], "repeat")}')
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
@@ -84,17 +93,19 @@ def machine_line(machine: Mapping[str, Any]) -> str:
         rates, unit = machine['gflop_per_second'], 'a second'
         copied = machine['copy_gbyte_per_second']
     return '; '.join([
-        machine['name'], f'{machine["threads"]} thread' + 's' * (machine['threads'] != 1),
+        machine['name'], _counted(machine['threads'], 'thread'),
         *(f'{kind} {rate:.0f} GFLOP {unit}' for kind, rate in rates.items()),
         f'copying {copied:.1f} GB {unit}'])
 
 
 def accuracy_line(way: str, figures: Mapping[str, Any]) -> str:
-    """Write the median errors of a way."""
+    """Write the median errors of a way, and what its images were matched with."""
     errors = figures['accuracy']
     lost = f', {errors["without_pose"]:.0%} without pose' if errors['without_pose'] else ''
+    seen = ', '.join(f'{name} ({count})' for name, count in figures['sources'].items() if name)
     return (f'{way}: {number(errors["median_translation_m"], 100)} cm, '
-            f'{number(errors["median_rotation_deg"])} deg{lost}')
+            f'{number(errors["median_rotation_deg"])} deg{lost}'
+            + f'; last matched with: {seen}' * bool(seen))
 
 
 def ratio_line(way: str, times: Mapping[str, float]) -> str:
@@ -126,7 +137,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 def section(report: Mapping[str, Any], name: str, command: str = '') -> str:
     """Write the section of a document: what, on what, and every figure."""
     sha256 = f'; map {report["map_sha256"][:12]}' if report['map_sha256'] else ''
-    lines = [f'### {name}', '', f'{title(report)}{sha256}.', '']
+    lines = [f'### {name}, {report["mode"]}', '', f'{title(report)}{sha256}.', '']
     if command:
         lines += ['```', command, '```', '']
     if report['machine']:
@@ -164,6 +175,10 @@ def check_document(markdown: Path | None, mode: str, name: str) -> None:
 def mark(mode: str, name: str) -> str:
     """Name the marks of a section."""
     return f'bench {mode}: {name}'
+
+
+def _counted(count: int, what: str) -> str:
+    return f'{count} {what}' + 's' * (count != 1)
 
 
 def _figures(

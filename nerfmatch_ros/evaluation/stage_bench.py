@@ -6,6 +6,7 @@ and one localization in each way comes before all of them: load and clock of the
 alike for all. Times are medians over images of the median over repeats.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -128,6 +129,12 @@ def accuracy(runs: Sequence[Run]) -> dict[str, float]:
         'median_translation_m': metrics.median(errors.translation),
         'median_rotation_deg': metrics.median(errors.rotation),
         'without_pose': float(np.mean([run.estimate.map_from_camera is None for run in first]))}
+
+
+def sources(runs: Sequence[Run]) -> dict[str, int]:
+    """Count the images of one way by what they were matched with, in words."""
+    return dict(Counter(run.estimate.source
+                        for run in {run.image.name: run for run in runs}.values()))
 
 
 def ratios(
