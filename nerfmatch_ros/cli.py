@@ -12,14 +12,15 @@ from collections.abc import Sequence
 import json
 import logging
 from pathlib import Path
+import shlex
 import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.import_verbs import import_verb
 from nerfmatch_ros.train_verbs import train_matcher
 import tyro
-from tyro.conf import arg, Positional, subcommand, Suppress
+from tyro.conf import arg, Positional
 
 Device = Annotated[str, arg(help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')]
 MapFolder = Annotated[Path, arg(help='folder of the map')]
@@ -180,13 +181,46 @@ def bench_refine(
 
 
 def bench(
-    done: Annotated[
-        Annotated[Any, subcommand('refine', constructor=bench_refine)]
-        | Annotated[None, Suppress],  # a union of one would be no choice of a subcommand
-        arg(name='')],
-) -> int | None:
-    """Compare ways to do one thing, on photographs whose poses are known."""
-    return done
+    *,
+    map: MapFolder,
+    images: Images,
+    split: Split = 'test',
+    annotations: Annotations = None,
+    limit: Annotated[int | None, arg(help='at most that many images, spread evenly')] = None,
+    against: Annotated[Literal['nothing', 'straightforward'], arg(
+        help="straightforward: in turns with the paper's plain pipeline in the same process")
+    ] = 'nothing',
+    repeat: Annotated[int, arg(help='how often each image is localized in each way')] = 3,
+    track: Annotated[bool, arg(
+        help='with a prior, as between the frames of a video; else in the whole map')] = False,
+    output: Annotated[Path | None, arg(help='folder for bench_global.json or bench_tracked.json')
+                      ] = None,
+    markdown: Annotated[Path | None, arg(
+        metavar='FILE', help='replace the section of this map and mode in a document')] = None,
+    json: Annotated[bool, arg(help='print JSON instead of tables')] = False,
+    device: Device = 'auto',
+) -> None:
+    """Time every stage of localizing photographs, beside the least it could take."""
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.evaluation.bench import bench as bench_map
+    from nerfmatch_ros.evaluation.bench import BenchConfig
+    from nerfmatch_ros.evaluation.bench_report import check_document, print_report, write_report
+    from nerfmatch_ros.evaluation.straightforward import Straightforward
+    from nerfmatch_ros.scene_map import SceneMap
+    name = map.resolve().name
+    check_document(markdown, 'tracked' if track else 'global', name)
+    queries = read_posed_images(images, _named(split), annotations=annotations)
+    localizer = _load(map, device)
+    plain = None
+    if against == 'straightforward':
+        plain = Straightforward(SceneMap.load(map).to(str(localizer.device)), localizer.config)
+    report = bench_map(localizer, queries, BenchConfig(limit, repeat, track),
+                       straightforward=plain)
+    write_report(report, output=output, markdown=markdown, name=name, command=_command())
+    if json:
+        _print_json(report)
+    else:
+        print_report(report)
 
 
 def inspect(
@@ -330,9 +364,9 @@ def doctor(
 
 VERBS = {
     'build': build, 'train-matcher': train_matcher, 'surface-cache': surface_cache,
-    'localize': localize, 'evaluate': evaluate, 'bench': bench, 'import': import_verb,
-    'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay, 'doctor': doctor,
-    'demo': demo,
+    'localize': localize, 'evaluate': evaluate, 'bench': bench, 'bench refine': bench_refine,
+    'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
+    'doctor': doctor, 'demo': demo,
 }
 
 
@@ -349,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.setLevel(logging.INFO)
     try:
         status = tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog='nerfmatch', args=arguments,
+            VERBS, prog='nerfmatch', args=_verb_first(arguments),
             description='Camera localization in a NeRF map.',
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except NerfmatchError as error:
@@ -364,6 +398,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def doctor_main() -> int:
     """Run the verb `doctor`, as `ros2 run nerfmatch_ros doctor`."""
     return main(['doctor', *sys.argv[1:]])
+
+
+def _verb_first(arguments: Sequence[str] | None) -> list[str]:
+    """Join a verb of two words, such as `bench refine`, to the one name that it has in VERBS."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verb = ' '.join(arguments[:2])
+    return [verb, *arguments[2:]] if ' ' in verb and verb in VERBS else arguments
+
+
+def _command() -> str:
+    """Give the command line as a user would type it."""
+    return shlex.join(['nerfmatch', *sys.argv[1:]])
 
 
 def _named(split: str) -> str | None:

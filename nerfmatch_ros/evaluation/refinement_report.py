@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.evaluation import metrics
+from nerfmatch_ros.evaluation.document import number, row, text_of
+from nerfmatch_ros.evaluation.document import with_section as put_section
 from nerfmatch_ros.evaluation.refinement_bench import (
     Attempt,
     bench_refinement,
@@ -47,14 +48,14 @@ def report_refinement(
 ) -> dict:
     """Compare refiners, write what is asked for, give the report; name: of the map's section."""
     if markdown is not None:  # before the long work
-        with_section(_text_of(markdown), name, '')
+        with_section(text_of(markdown), name, '')
     attempts = bench_refinement(localizer, images, config)
     report = summarize(attempts, localizer.scene_map.extent, map_sha256=localizer.map_sha256,
                        default=localizer.config.refine)
     if output is not None:
         write_results(attempts, report, output)
     if markdown is not None:
-        text = with_section(_text_of(markdown), name, section(report, name))
+        text = with_section(text_of(markdown), name, section(report, name))
         write_text(Path(markdown), text)
     return report
 
@@ -62,14 +63,14 @@ def report_refinement(
 def cells(figures: dict) -> tuple[str, ...]:
     """Write the figures of one start and refiner in the order of COLUMNS."""
     return (
-        *medians(figures), _number(figures['p90_translation_m'], 100),
+        *medians(figures), number(figures['p90_translation_m'], 100),
         *(f'{figures["recall"][name]:.2f}' for name in RECALLS), f'{figures["refused"]:.2f}',
-        _number(figures['median_seconds'], 1000))
+        number(figures['median_seconds'], 1000))
 
 
 def medians(figures: dict) -> tuple[str, str]:
     """Write the median errors in centimetres and degrees."""
-    return _number(figures['median_translation_m'], 100), _number(figures['median_rotation_deg'])
+    return number(figures['median_translation_m'], 100), number(figures['median_rotation_deg'])
 
 
 def closest(by_refiner: dict) -> str | None:
@@ -112,16 +113,16 @@ def section(report: dict, name: str) -> str:
     sha256 = f'; map {report["map_sha256"][:12]}' if report['map_sha256'] else ''
     lines = [f'## {name}', '', f'{title(report)}{sha256}.', '',
              'Median cm / degrees; gain: the median of `none` over that of `default`.', '',
-             _row('start', *refiners, 'gain'), _row(*['---'] * (len(refiners) + 2))]
+             row('start', *refiners, 'gain'), row(*['---'] * (len(refiners) + 2))]
     for start, by_refiner in report['results'].items():
         best = closest(by_refiner)
         pairs = [' / '.join(medians(by_refiner[refiner])) for refiner in refiners]
         pairs = [f'**{pair}**' if refiner == best else pair
                  for refiner, pair in zip(refiners, pairs)]
-        lines.append(_row(start, *pairs, _gain(report, start)))
+        lines.append(row(start, *pairs, _gain(report, start)))
     lines += ['', '<details><summary>All figures</summary>', '',
-              _row('start', 'refiner', *COLUMNS), _row(*['---'] * (len(COLUMNS) + 2))]
-    lines += [_row(start, refiner, *cells(figures))
+              row('start', 'refiner', *COLUMNS), row(*['---'] * (len(COLUMNS) + 2))]
+    lines += [row(start, refiner, *cells(figures))
               for start, by_refiner in report['results'].items()
               for refiner, figures in by_refiner.items()]
     return '\n'.join([*lines, '', '</details>', ''])
@@ -129,17 +130,7 @@ def section(report: dict, name: str) -> str:
 
 def with_section(document: str, name: str, text: str) -> str:
     """Put a section between the two marks of its map's name; at the end where there are none."""
-    if not document:
-        document = HEAD
-    begin, end = f'<!-- bench refine: {name} -->', f'<!-- end of bench refine: {name} -->'
-    before, found, rest = document.partition(begin)
-    _, closed, after = rest.partition(end)
-    if bool(found) != (end in document) or (found and not closed):
-        raise ConfigError(f'the document has only one of the lines {begin} and {end}, or in the '
-                          'wrong order; put both there or take both out')
-    if not found:
-        before, after = before.rstrip('\n') + '\n\n', '\n'
-    return f'{before}{begin}\n{text}{end}{after}'
+    return put_section(document, f'bench refine: {name}', text, head=HEAD)
 
 
 def write_results(attempts: Sequence[Attempt], report: dict, output: Path) -> None:
@@ -170,20 +161,6 @@ def format_attempts(attempts: Sequence[Attempt]) -> str:
     return text.getvalue()
 
 
-def _text_of(path: Path) -> str:
-    return Path(path).read_text(encoding='utf-8') if Path(path).exists() else ''
-
-
 def _gain(report: dict, start: str) -> str:
     gain = report['gain'].get(start)
-    return '' if gain is None else f'{_number(gain["translation"])} / {_number(gain["rotation"])}'
-
-
-def _number(value: float | None, factor: float = 1.0) -> str:
-    if value is None:
-        return '-'
-    return f'{factor * value:.0f}' if factor * value >= 100 else f'{factor * value:.3g}'
-
-
-def _row(*values: str) -> str:
-    return f'| {" | ".join(values)} |'
+    return '' if gain is None else f'{number(gain["translation"])} / {number(gain["rotation"])}'

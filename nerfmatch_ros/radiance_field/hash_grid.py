@@ -5,6 +5,7 @@ Letters: N points, L levels, T table entries a level, F = 4 features an entry. A
 On the CPU compiled loops are used, elsewhere plain torch; both give the same numbers.
 """
 
+from nerfmatch_ros.work_note import note_work
 import numba
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import nn, Tensor
 FEATURES = 4
 _PRIME_Y = 2654435761
 _PRIME_Z = 805459861
+# Of each of the 8 corners of a cell: its weight, the weighted sum of FEATURES, a share of the cell
+_CORNER_FLOPS = 2 + 2 * FEATURES + 1
 
 
 def level_resolutions(levels: int, coarsest: int, finest: int) -> np.ndarray:
@@ -161,6 +164,9 @@ class _CompiledEncoding(torch.autograd.Function):
         as_many_threads_as_torch()
         points = points.contiguous()
         out = points.new_empty(len(points), table.shape[0] * FEATURES)
+        corners = 8 * len(points) * table.shape[0]
+        note_work('hash grid', _CORNER_FLOPS * corners,
+                  [(table, corners * FEATURES * table.element_size())])
         _forward(points.detach().numpy(), table.detach().numpy(), resolutions, dense, out.numpy())
         ctx.save_for_backward(points, table)
         ctx.layout = (resolutions, dense)

@@ -203,8 +203,8 @@ class MipField(RadianceField):
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             edges = even_edges(
                 rays.near.detach(), rays.far.detach(), config.coarse_samples, generator)
-            found = self._look(
-                self.coarse, rays, edges, colour=self.training, generator=generator)
+            found = self.evaluate_coarse(
+                rays, edges, colour=self.training, generator=generator)
             weights = interval_weights(found.density, edges)
             colour = None
             if self.training:
@@ -227,6 +227,13 @@ class MipField(RadianceField):
         """
         return self._look(self.fine, rays, edges, colour=colour, feature_layer=feature_layer,
                           generator=generator)
+
+    def evaluate_coarse(
+        self, rays: Rays, edges: Tensor, *, colour: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> FieldSamples:
+        """Evaluate the proposing network on the conical frustum of each interval."""
+        return self._look(self.coarse, rays, edges, colour=colour, generator=generator)
 
     def point_features(self, points: Tensor, feature_layer: int) -> Tensor:
         """Give f^j at scene-frame points: (N, 3) -> (N, width).

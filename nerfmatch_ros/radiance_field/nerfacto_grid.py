@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.radiance_field.hash_grid import as_many_threads_as_torch
+from nerfmatch_ros.work_note import note_work
 import numba
 import numpy as np
 import torch
@@ -161,7 +162,12 @@ class _CompiledEncoding(torch.autograd.Function):
     def forward(ctx, points, table, levels):
         as_many_threads_as_torch()
         points = points.contiguous()
-        out = points.new_empty(len(points), len(levels.scale) * table.shape[1])
+        features = table.shape[1]
+        out = points.new_empty(len(points), len(levels.scale) * features)
+        corners = 8 * len(points) * len(levels.scale)
+        # Of each corner: its weight, the weighted sum of the features, a share of the cell.
+        note_work('hash grid', (2 + 2 * features + 1) * corners,
+                  [(table, corners * features * table.element_size())])
         _forward(points.detach().numpy(), table.detach().numpy(), levels.scale, levels.side,
                  levels.start, np.float32(levels.shift), out.numpy())
         ctx.save_for_backward(points, table)

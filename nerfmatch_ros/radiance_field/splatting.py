@@ -14,6 +14,7 @@ import math
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.radiance_field import splat_loops
 from nerfmatch_ros.radiance_field.surface_cache import NORMAL_SCALE, SurfaceCache
+from nerfmatch_ros.work_note import note_work
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ FOOTPRINT = 1.0  # voxels, radius of the disc that a point stands for
 AWAY = 0.1  # cosine between normal and ray beyond which a point faces away
 LEAK = 0.9  # share of a point's distance; nearer neighbours all around hide it
 _LEAST_DEPTH = 1e-3  # metres
+_POINT_FLOPS = 32  # of a point looked at: moved, projected, its distance, which way it faces
 _WIDE = math.tan(math.radians(80))  # lenses that see beyond this are not bounded by four planes
 
 
@@ -122,6 +124,10 @@ def _splat_compiled(
     planes = _frustum(camera) @ turn.astype(np.float64)
     tiles = splat_loops.visible_tiles(
         cache.tile_boxes.numpy(), planes, -planes @ centre.astype(np.float64), 0.01 * cache.voxel)
+    looked_at = int((starts[tiles + 1] - starts[tiles]).sum())
+    note_work('splat', _POINT_FLOPS * looked_at, [
+        (value, looked_at * value.shape[1] * value.element_size())
+        for value in (cache.points, cache.normals)])
     limit = single(AWAY * NORMAL_SCALE)
     if camera.is_pinhole:
         lens = np.array((camera.fx, camera.fy, camera.cx, camera.cy), single)
