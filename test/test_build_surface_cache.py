@@ -207,10 +207,12 @@ def test_a_composited_field_takes_points_and_features_of_the_views(tiny_map):
 def test_a_composited_field_without_features_in_its_views_gives_no_cache(tiny_map):
     scene_map = SceneMap.load(tiny_map)
     scene_map.field.official = True
-    points = torch.zeros(int(scene_map.references.starts[-1]), 3)
-    without = replace(scene_map, references=replace(scene_map.references, points=points))
-    with pytest.raises(MapError, match='hold no features'):
-        surface_cache_of(without)
+    references = scene_map.references
+    points = torch.zeros(int(references.starts[-1]), 3)
+    nothing = {'points': points, 'features': None, 'file': None}
+    for changes in (nothing, {'holds': 'tokens'}):
+        with pytest.raises(MapError, match='hold no features'):
+            surface_cache_of(replace(scene_map, references=replace(references, **changes)))
 
 
 def test_a_map_of_few_views_is_looked_at_from_where_photographs_were_taken(tiny_map, room):

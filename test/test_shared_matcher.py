@@ -69,6 +69,8 @@ def test_all_maps_get_the_same_matcher_and_keep_their_own(
         assert after.reference_names == before.reference_names
         np.testing.assert_array_equal(after.reference_poses, before.reference_poses)
         assert after.neighbours == before.neighbours
+        for name, value in before.surface_cache.to_tensors().items():
+            assert torch.equal(value, after.surface_cache.to_tensors()[name]), name
         assert 'matcher_checkpoint' not in after.notes
         for name, value in before.field.state_dict().items():
             assert torch.equal(value, after.field.state_dict()[name])

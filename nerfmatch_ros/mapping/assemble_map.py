@@ -87,13 +87,14 @@ def assemble_map(
         [reference.view.source for reference in chosen],
         np.stack([reference.map_from_camera.numpy() for reference in chosen]),
         torch.stack(descriptors), torch.cumsum(counts, 0), stored=chosen)
+    cache = _surface_cache(references, field, frame, config.surface_cache_points,
+                           lambda progress: report(0.5 + 0.5 * progress))
     return SceneMap(
         frame, config.field, field, config.matcher, matcher, stored, surface, words,
         working_focal([image.camera for image in images], config.longest_side),
         config.longest_side, config.frame_id, to_dict(localization), notes=notes or {},
         working_size=config.working_size,
-        surface_cache=_surface_cache(references, field, frame, config.surface_cache_points,
-                                     lambda progress: report(0.5 + 0.5 * progress)))
+        surface_cache=None if cache is None else cache.to(device))
 
 
 def start_that_serves(config: LocalizerConfig, shown: Tensor) -> LocalizerConfig:

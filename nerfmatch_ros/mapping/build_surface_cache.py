@@ -143,9 +143,10 @@ def surface_cache_of(
     if images is not None:
         raise ConfigError('points of an imported map are those of its reference views; leave the '
                           'images out')
-    if scene_map.matcher_config.feature_layer is not None and references.view(0)[1] is None:
+    if scene_map.matcher_config.feature_layer is not None and (
+            references.holds != 'features' or references.view(0)[1] is None):
         raise MapError('the reference views of this map hold no features, which its field cannot '
-                       'give for single points; import the map again')
+                       'give for single points; import or build the map again')
     return thinned_views(references.view, len(references.names), options.points)
 
 

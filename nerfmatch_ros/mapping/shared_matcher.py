@@ -247,6 +247,11 @@ def _put_together(
     own = replace(
         config, field=old.field_config, longest_side=old.longest_side,
         working_size=old.working_size, frame_id=old.frame_id)
+    cache = old.surface_cache  # what the field shows is what it was
+    if cache is not None and (cache.features is not None or not old.field.official):
+        own = replace(own, surface_cache_points=0)
+    else:
+        cache = None
     notes = {name: note for name, note in old.notes.items() if name != 'matcher_checkpoint'}
     made = assemble_map(
         place.images, references, old.field, matcher, old.frame, own, device=device,
@@ -254,6 +259,8 @@ def _put_together(
         notes={**notes, 'extent_m': old.extent,
                'matcher_shared_by': [Path(folder).resolve().name for folder in maps]},
         report=bars.bar(f'words of {place.folder.name}'))
+    if cache is not None:
+        made = replace(made, surface_cache=cache.to(device))
     # The views are the same in the same order, so what is known of their likeness still holds.
     made = replace(made, working_focal=old.working_focal, neighbours=old.neighbours)
     if matcher.per_view == old.matcher.per_view:  # else the map's own way may not suit it
