@@ -93,9 +93,9 @@ def test_the_command_times_a_map(images, tmp_path, capsys):
     transforms_json.write(folder / 'transforms.json', [transforms_json.frame_entry(image, folder)])
     status = cli.main(['bench', '--map', str(DEMO_MAP), '--images', str(folder),
                        '--split', 'all', '--limit', '1', '--repeat', '1', '--json', '--output',
-                       str(tmp_path), '--device', 'cpu'])
+                       str(tmp_path), '--against', 'straightforward', '--device', 'cpu'])
     printed = json.loads(capsys.readouterr().out)
-    assert status == 0 and list(printed['ways']) == ['localizer']
+    assert status == 0 and list(printed['ways']) == ['localizer', STRAIGHTFORWARD]
     assert printed == json.loads((tmp_path / 'bench_global.json').read_text())
 
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 COLUMNS = ('runs', 'wall ms', 'CPU ms', 'GFLOP', 'MB', 'floor ms', 'ratio')
-# Stages of libraries whose work nobody sees: decoders, resampling, the pose solver
-UNCOUNTED = ('decode', 'picture', 'pnp')
+# Stages of libraries whose work nobody sees, decoders, resampling, the pose solver; and the rest
+UNCOUNTED = ('decode', 'picture', 'pnp', 'other')
 LEGEND = """\
 Medians over images of the median over repeats, all ways in turns on the same images in one
 process, from the file to the pose. CPU: of all threads. runs: how often a stage ran. GFLOP: matrix
@@ -118,7 +118,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     console = Console()
     for way, figures in report['ways'].items():
         table = Table(title=f'{way}: {title(report)}', title_justify='left')
-        table.add_column('stage')
+        table.add_column('stage', no_wrap=True)
         for name in COLUMNS:
             table.add_column(name, justify='right')
         for path, stage in figures['stages'].items():
