@@ -35,7 +35,7 @@ class References:
     descriptors: Tensor  # (K, V)
     starts: Tensor  # (K + 1,) rows of each view in points and features
     points: Tensor | None = None  # (T, 3) float32, map frame, metres
-    features: Tensor | None = None  # (T, F) float16; (T, C) where tokens are held; or None
+    features: Tensor | None = None  # (T, F) float16; (T, C) of tokens; or None
     file: Path | None = None  # that points and features are mapped from
     stored: Sequence[Any] | None = None  # instead: K views with points and features of their own
     holds: str = 'features'  # or 'tokens': what `features` are

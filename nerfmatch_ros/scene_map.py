@@ -170,6 +170,7 @@ class SceneMap:
             'frame_id': self.frame_id,
             'sha256': self.sha256,
             'reference_views': len(self.references.names),
+            'reference_views_hold': self.references.holds,
             'extent_m': self.extent,
             'surface_points': len(self.surface.points),
             'surface_cache_points': 0 if self.surface_cache is None else len(self.surface_cache),

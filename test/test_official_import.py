@@ -162,9 +162,9 @@ def test_pairs_choose_views_and_start_the_images_they_list(release, tmp_path, mo
     assert scene_map.reference_names == ['seq1/frame00001.png', 'seq1/frame00003.png']
     assert scene_map.neighbours == {'seq2/frame00000.png': [1, 0]}
     localizer = Localizer(scene_map)
-    asked = []
-    monkeypatch.setattr(
-        localizer, '_view', lambda k: asked.append(k) or scene_map.references.view(k))
+    asked, references = [], localizer.views.references
+    monkeypatch.setattr(localizer.views, 'references',
+                        lambda numbers: asked.extend(numbers) or references(numbers))
     localizer.localize(replace(sphere_images()[0], name='seq2/frame00000.png'))
     assert asked == [1]
 
@@ -187,6 +187,25 @@ def test_cached_views_are_taken_instead_of_rendering(release, tmp_path, monkeypa
     (folder / 'seq1_frame00002.npy').unlink()
     with pytest.raises(DataError, match='seq1_frame00002.npy does not exist'):
         import_official(files_of(release, cached_views=folder), tmp_path / 'other')
+
+
+def test_a_matcher_whose_points_attend_finds_its_tokens_in_the_map(
+        release, tmp_path, monkeypatch):
+    torch.manual_seed(2)
+    matcher = make_matcher(replace(
+        MatcherConfig.published(fine=True, official=True), backbone='convformer_s18',
+        self_attention=1), 256).eval().requires_grad_(False)
+    monkeypatch.setattr(official, 'official_matcher', lambda *arguments: matcher)
+    scene_map = import_official(
+        files_of(release), tmp_path / 'map', OfficialImportConfig('even', 2))
+    points, tokens = scene_map.references.view(1)
+    assert scene_map.references.holds == 'tokens'
+    assert tokens.shape == (len(points), matcher.token_channels)
+    assert scene_map.surface.features.shape[1] == 256  # of the field, as those of any map
+    assert tokens.dtype == torch.float32  # as the published network gives them
+    image = sphere_images()[0]
+    assert Localizer(scene_map).localize(image).matches == Localizer(
+        SceneMap.load(tmp_path / 'map')).localize(image).matches > 0
 
 
 def test_a_folder_of_somebody_else_is_left_alone(release, tmp_path):

@@ -67,6 +67,7 @@ def test_all_maps_get_the_same_matcher_and_keep_their_own(
         assert after.localization == (before.localization if config is CONFIG
                                       else to_dict(config.localization))
         assert after.reference_names == before.reference_names
+        assert after.references.holds == ('features' if config is CONFIG else 'tokens')
         np.testing.assert_array_equal(after.reference_poses, before.reference_poses)
         assert after.neighbours == before.neighbours
         for name, value in before.surface_cache.to_tensors().items():

@@ -34,6 +34,7 @@ from nerfmatch_ros.importers.official_weights import official_config, official_s
 from nerfmatch_ros.localization.localizer import LocalizerConfig
 from nerfmatch_ros.mapping.build_surface_cache import SURFACE_CACHE_POINTS, thinned_views
 from nerfmatch_ros.mapping.cell_words import cells_of, fit_cell_words, images_for_words
+from nerfmatch_ros.mapping.point_tokens import with_tokens
 from nerfmatch_ros.mapping.reference_store import ReferenceStore, StoredView
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.mapping.surface_points import thin
@@ -113,6 +114,7 @@ def import_official(
         [image.name for image in chosen], [image.camera for image in chosen],
         np.stack([image.map_from_camera for image in chosen]), descriptors,
         torch.cumsum(counts, 0), stored=stored)
+    references = with_tokens(references, matcher, frame)
     scene_map = SceneMap(
         frame, FieldConfig('mip', mip=field.config), field, matcher.config, matcher, references,
         _surface(stored), words, working_focal([image.camera for image in chosen], max(size)),

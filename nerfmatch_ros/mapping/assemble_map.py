@@ -15,6 +15,7 @@ from nerfmatch_ros.mapping.build_surface_cache import (
     thinned_views,
 )
 from nerfmatch_ros.mapping.cell_words import cells_of, fit_cell_words, images_for_words
+from nerfmatch_ros.mapping.point_tokens import with_tokens
 from nerfmatch_ros.mapping.reference_views import ReferenceView
 from nerfmatch_ros.mapping.surface_points import points_shown, surface_points
 from nerfmatch_ros.matching.make_matcher import Matcher
@@ -87,6 +88,7 @@ def assemble_map(
         [reference.view.source for reference in chosen],
         np.stack([reference.map_from_camera.numpy() for reference in chosen]),
         torch.stack(descriptors), torch.cumsum(counts, 0), stored=chosen)
+    stored = with_tokens(stored, matcher, frame)
     cache = _surface_cache(references, field, frame, config.surface_cache_points,
                            lambda progress: report(0.5 + 0.5 * progress))
     return SceneMap(

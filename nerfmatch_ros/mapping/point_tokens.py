@@ -1,7 +1,9 @@
 """Reference views that hold the matcher's tokens in place of the field's features.
 
 Where points of a view attend to one another their encoding is the dearest part of matching with
-them, and no image changes it: it is done here, once.
+them, and no image changes it: it is done here, once. Tokens are stored in half precision, as
+features are, but those of the authors' checkpoints in full: rounding them changes one match in a
+hundred, and the published matches are what these maps are for.
 """
 
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ class EncodedView:
     view: ReferenceView | StoredView
     matcher: Matcher
     frame: SceneFrame
+    kind: torch.dtype
 
     @property
     def points(self) -> Tensor:
@@ -32,14 +35,14 @@ class EncodedView:
 
     @property
     def features(self) -> Tensor:
-        """Tokens (N, C) float16, on the CPU; raises DataError for some beyond its range."""
+        """Tokens (N, C) as they are stored, on the CPU; raises DataError for no numbers."""
         device = next(self.matcher.parameters()).device
         with torch.no_grad():
             tokens = encode_points(self.matcher, self.frame, self.view.points.to(device),
-                                   self.view.features.to(device)).coarse.half().cpu()
+                                   self.view.features.to(device)).coarse.to(self.kind).cpu()
         if not tokens.isfinite().all():
-            raise DataError(f"the matcher's tokens of reference view {self.view.name} are not "
-                            'numbers of half precision; train the matcher anew')
+            raise DataError(f"the matcher's tokens of reference view {self.view.name} are no "
+                            f'numbers of {self.kind}; train the matcher anew')
         return tokens
 
 
@@ -50,5 +53,6 @@ def with_tokens(references: References, matcher: Matcher, frame: SceneFrame) -> 
     """
     if not points_attend(matcher.config):
         return references
-    views = [EncodedView(view, matcher, frame) for view in references.stored]
+    kind = torch.float32 if matcher.config.official else torch.float16
+    views = [EncodedView(view, matcher, frame, kind) for view in references.stored]
     return replace(references, stored=views, holds='tokens')
