@@ -69,7 +69,7 @@ def test_one_run_measures_prints_and_writes(tool, tiny_map, tmp_path, capsys, mo
     report = json.loads((tmp_path / 'out' / 'scale.json').read_text())
     assert [row['views'] for row in report['rows']] == [20]
     for row in report['rows']:
-        assert row['load_s'] > 0 and row['own_mb'] > 50 and row['disk_mb'] > 0
+        assert row['load_s'] > 0 and row['process_mb'] > 50 and row['disk_mb'] > 0
         assert 0 < row['match_ms'] < row['total_ms']
     assert report['retrieval'][0]['shared'] == 1 and not report['retrieval'][0]['grouped']
     text = (tmp_path / 'scale.md').read_text()

@@ -18,6 +18,7 @@ import json
 import math
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
@@ -46,11 +47,10 @@ MOST_BYTES = 6 << 30  # of one map, on disk
 NOISE = 0.02  # of a number of a descriptor
 STAGES = ('retrieval', 'reference', 'match')  # 'match' with its fine stage
 COLUMNS = {
-    'views': 'views', 'disk_mb': 'on disk MB', 'load_s': 'load s', 'load_again_s': 'load again s',
-    'own_mb': 'memory MB', 'mapped_mb': 'mapped MB', 'retrieval_ms': 'retrieval ms',
-    'reference_first_ms': 'reference ms, first', 'reference_ms': 'reference ms, again',
-    'match_ms': 'match ms', 'total_first_ms': 'image ms, first', 'total_ms': 'image ms, again',
-    'found': 'found'}
+    'views': 'views', 'disk_mb': 'disk MB', 'load_s': 'load s', 'load_again_s': 'again s',
+    'map_mb': 'map MB', 'views_mb': 'views MB', 'mapped_mb': 'mapped MB',
+    'retrieval_ms': 'retrieval', 'reference_first_ms': 'views, first', 'reference_ms': 'again',
+    'match_ms': 'match', 'total_first_ms': 'image, first', 'total_ms': 'again', 'found': 'found'}
 
 
 class CpuClock(StageClock):
@@ -117,8 +117,13 @@ def enlarged(scene_map: SceneMap, count: int) -> SceneMap:
     return replace(scene_map, references=references, neighbours={})
 
 
-def rendered_images(scene_map: SceneMap, count: int) -> dict[str, np.ndarray]:
-    """Render images near reference views: pictures, numbers of their cameras, poses."""
+def rendered_images(
+    scene_map: SceneMap, count: int, *, noise: bool = False,
+) -> dict[str, np.ndarray]:
+    """Render images near reference views: pictures, numbers of their cameras, poses.
+
+    noise: fill them with random numbers instead.
+    """
     localizer = Localizer(scene_map)
     last = len(scene_map.reference_names) - 1
     chosen = np.linspace(0, last, count + 2).round().astype(int)[1:-1]
@@ -129,7 +134,9 @@ def rendered_images(scene_map: SceneMap, count: int) -> dict[str, np.ndarray]:
         camera = scene_map.working_view(scene_map.cameras[k]).camera
         pose = perturb(torch.from_numpy(scene_map.reference_poses[k]),
                        torch.from_numpy(spread * random.standard_normal(6))).numpy()
-        pictures.append(localizer.render(camera, pose))
+        pictures.append(
+            random.integers(0, 256, (camera.height, camera.width, 3), np.uint8) if noise
+            else localizer.render(camera, pose))
         cameras.append(camera.to_dict())
         poses.append(pose)
     return {'pictures': np.stack(pictures), 'poses': np.stack(poses),
@@ -151,18 +158,19 @@ def forget_file(path: Path) -> None:
 
 
 def measure(folder: Path, images: Path, top_k: int) -> dict[str, Any]:
-    """Load a map and localize images in it; times but those of loading are of the processor."""
+    """Load a map and localize images in it.
+
+    The first loading is from the disk, by the clock; all other times are of the processor.
+    """
     torch.set_num_threads(1)
     for name in FILES:
         forget_file(folder / name)
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        SceneMap.load(folder)
-        seconds.append(time.perf_counter() - start)
-    before = resident_mb()
+    start, before = time.perf_counter(), resident_mb()
+    SceneMap.load(folder)
+    seconds = time.perf_counter() - start
+    start = time.process_time()
     localizer = Localizer.load(folder)
-    loaded = resident_mb()
+    again, loaded = time.process_time() - start, resident_mb()
     localizer.config = replace(localizer.config, start='retrieval', top_k=top_k, rounds=0)
     with np.load(images) as stored:
         cameras = [Camera.from_dict(camera) for camera in json.loads(str(stored['cameras']))]
@@ -170,10 +178,12 @@ def measure(folder: Path, images: Path, top_k: int) -> dict[str, Any]:
                  for k, (camera, picture) in enumerate(zip(cameras, stored['pictures']))]
         truth = stored['poses']
     localizer.localize(replace(given[0], pixels=given[0].rgb()[::-1].copy()))  # warm
+    cache = localizer.views._references  # of which nothing else tells the size
+    cache.clear()
     localizer.clock = CpuClock()
     rounds = [[timed(localizer, image) for image in given] for _ in range(2)]
     after = resident_mb()
-    first, again = (_medians([times for times, _ in results]) for results in rounds)
+    first, second = (_medians([times for times, _ in results]) for results in rounds)
     found = [estimate.map_from_camera is not None and pose_distance(
                 torch.from_numpy(estimate.map_from_camera), torch.from_numpy(pose))[0]
              < 0.02 * localizer.scene_map.extent
@@ -181,12 +191,12 @@ def measure(folder: Path, images: Path, top_k: int) -> dict[str, Any]:
     return {
         'views': len(localizer.scene_map.reference_names),
         'disk_mb': sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
-        'load_s': seconds[0], 'load_again_s': seconds[1],
-        'own_mb': after[0], 'mapped_mb': after[1] - before[1],
-        'own_loaded_mb': loaded[0], 'mapped_loaded_mb': loaded[1] - before[1],
-        'retrieval_ms': again['retrieval'], 'reference_first_ms': first['reference'],
-        'reference_ms': again['reference'], 'match_ms': again['match'],
-        'total_first_ms': first['total'], 'total_ms': again['total'],
+        'load_s': seconds, 'load_again_s': again, 'map_mb': loaded[0] - before[0],
+        'views_mb': cache.bytes / 1e6, 'mapped_mb': after[1] - loaded[1],
+        'process_mb': sum(after),
+        'retrieval_ms': second['retrieval'], 'reference_first_ms': first['reference'],
+        'reference_ms': second['reference'], 'match_ms': second['match'],
+        'total_first_ms': first['total'], 'total_ms': second['total'],
         'found': f'{sum(found)} of {len(found)}'}
 
 
@@ -216,6 +226,7 @@ def measure_retrieval(descriptors: Tensor, count: int) -> dict[str, float]:
     result = {'views': count, 'prepare_s': made}
     for name, way in (('one_by_one_ms', plain), ('in_use_ms', index)):
         seconds = []
+        way.nearest(asked[0], 10)
         for query in asked:
             start = time.process_time()
             way.nearest(query, 10)
@@ -246,7 +257,7 @@ def measure_all(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raise SystemExit(f'{max(options.views)} views take {largest / 1e9:.1f} GB in {folder}; '
                          'give fewer, or another --folder')
     images = folder / 'images.npz'
-    np.savez(images, **rendered_images(scene_map, options.images))
+    np.savez(images, **rendered_images(scene_map, options.images, noise=options.noise))
     rows = []
     for count in options.views:
         enlarged(scene_map, count).save(folder / 'map')
@@ -272,7 +283,8 @@ def shown(value: Any) -> str:
 def tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Give title, head and rows of each table of a report."""
     made = [(f"{report['map']}: {report['points_per_view']} points and "
-             f"{report['bytes_per_view'] / 1000:.0f} kB a view, {report['top_k']} views an image",
+             f"{report['bytes_per_view'] / 1000:.0f} kB a view, {report['top_k']} views an image; "
+             f"CPU ms of {report['images']} images, median",
              list(COLUMNS.values()),
              [[shown(row[name]) for name in COLUMNS] for row in report['rows']])]
     if report['retrieval']:
@@ -315,6 +327,8 @@ def main() -> None:
     parser.add_argument('--retrieval', type=int, nargs='*', default=[10000, 100000],
                         help='views among which retrieval alone is timed')
     parser.add_argument('--images', type=int, default=8)
+    parser.add_argument('--noise', action='store_true',
+                        help='images of noise, where the field takes minutes to render one')
     parser.add_argument('--top-k', type=int, default=5)
     parser.add_argument('--folder', type=Path, help='for the maps; else a temporary one')
     parser.add_argument('--output', type=Path, help='folder for scale.json and scale.png')
@@ -328,7 +342,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         report = measure_all(options, Path(folder))
-    console = Console()
+    console = Console(width=max(150, Console().width))
     for title, head, rows in tables(report):
         table = Table(*head, title=title)
         for row in rows:
@@ -338,13 +352,13 @@ def main() -> None:
         write_text(options.output / 'scale.json', json.dumps(report, indent=1) + '\n')
         draw_scale(report, options.output / 'scale.png')
     if options.markdown is not None:
-        picture = f"scale_{report['map']}.png".replace(' ', '_')
+        picture = f"scale_{re.sub(r'[^a-z0-9]+', '_', report['map'].lower())}.png"
         draw_scale(report, options.markdown.with_name(picture))
         command = 'python tools/measure_scale.py --map MAP ' + ' '.join(
             f'--{name.replace("_", "-")} {" ".join(map(str, value))}' for name, value in (
                 ('name', [f"'{report['map']}'"]), ('views', options.views),
                 ('images', [options.images]), ('top_k', [options.top_k]),
-                ('retrieval', options.retrieval)))
+                ('retrieval', options.retrieval))) + ' --noise' * options.noise
         text = options.markdown.read_text() if options.markdown.exists() else '# Scale\n'
         write_text(options.markdown, with_section(
             text, report['map'], markdown(report, command, picture)))

@@ -232,9 +232,9 @@ def draw_scale(report: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 3.6), layout='constrained')
     panels = figure.subplots(1, 3)
     curves = (
-        ('load a map [s]', (('load_s', 'from the disk'), ('load_again_s', 'again'))),
-        ('memory [MB]', (('own_mb', 'of the process'), ('mapped_mb', 'of files, can be dropped'),
-                         ('disk_mb', 'map on disk'))),
+        ('load a map [s]', (('load_s', 'from the disk'), ('load_again_s', 'again, CPU'))),
+        ('memory [MB]', (('process_mb', 'the process, whole'), ('map_mb', 'the map'),
+                         ('mapped_mb', 'mapped, can be dropped'), ('disk_mb', 'on disk'))),
         ('CPU time an image [ms]', (
             ('total_ms', 'whole'), ('match_ms', 'match'), ('reference_first_ms',
                                                            'reference, first use'),
