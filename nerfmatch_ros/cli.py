@@ -33,6 +33,9 @@ Annotations = Annotated[Path | None, arg(
 Refine = Annotated[str, arg(
     metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
     "match+photometric, or map for the map's own schedule")]
+Precision = Annotated[
+    Literal['map', 'auto', 'float32', 'bfloat16', 'float16'],
+    arg(help="of the networks; map: the map's own, auto: half where the device is faster in it")]
 Split = Annotated[
     Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")]
 
@@ -108,7 +111,13 @@ def localize(
     camera: Annotated[Path | None, arg(
         help='YAML file with model, width, height, fx, fy, cx, cy, distortion; else the camera '
              'that a transforms.json has for the photograph, else the one of the map')] = None,
-    refine: Refine = 'map',
+    track: Annotated[bool, arg(
+        help='the photographs follow one another: look first from the pose of the one before, as '
+             'a node does, and refine none unless --refine is given')] = False,
+    refine: Annotated[str | None, arg(
+        metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
+        "match+photometric, or map (the default) for the map's own schedule")] = None,
+    precision: Precision = 'map',
     device: Device = 'auto',
 ) -> None:
     """Print where photographs were taken, one line of JSON each."""
@@ -117,7 +126,9 @@ def localize(
     if not images:
         raise ConfigError('no photograph is named; give at least one file')
     given = None if camera is None else read_camera(camera)
-    for record in localize_files(_load(map, device, refine), images, given):
+    refine = refine or ('none' if track else 'map')
+    localizer = _load(map, device, refine, precision)
+    for record in localize_files(localizer, images, given, track=track):
         print(json.dumps(record, allow_nan=False), flush=True)
 
 
@@ -129,6 +140,7 @@ def evaluate(
     split: Split = 'test',
     annotations: Annotations = None,
     refine: Refine = 'map',
+    precision: Precision = 'map',
     device: Device = 'auto',
 ) -> None:
     """Localize photographs whose poses are known and report the errors."""
@@ -136,7 +148,7 @@ def evaluate(
     from nerfmatch_ros.evaluation.evaluate import evaluate as evaluate_map
     from nerfmatch_ros.evaluation.paper_table import known_scene, print_paper_row
     queries = read_posed_images(images, _named(split), annotations=annotations)
-    report = evaluate_map(_load(map, device, refine), queries, output,
+    report = evaluate_map(_load(map, device, refine, precision), queries, output,
                           scene=known_scene(annotations, images))
     paper = report.pop('paper', None)
     _print_table('evaluation', report)
@@ -198,6 +210,7 @@ def bench(
     markdown: Annotated[Path | None, arg(
         metavar='FILE', help='replace the section of this map and mode in a document')] = None,
     json: Annotated[bool, arg(help='print JSON instead of tables')] = False,
+    precision: Precision = 'map',
     device: Device = 'auto',
 ) -> None:
     """Time every stage of localizing photographs, beside the least it could take."""
@@ -210,7 +223,7 @@ def bench(
     name = map.resolve().name
     check_document(markdown, 'tracked' if track else 'global', name)
     queries = read_posed_images(images, _named(split), annotations=annotations)
-    localizer = _load(map, device)
+    localizer = _load(map, device, precision=precision)
     plain = None
     if against == 'straightforward':
         plain = Straightforward(SceneMap.load(map).to(str(localizer.device)), localizer.config)
@@ -416,7 +429,7 @@ def _named(split: str) -> str | None:
     return None if split == 'all' else split
 
 
-def _load(folder: Path, device: str, refine: str = 'map'):
+def _load(folder: Path, device: str, refine: str = 'map', precision: str = 'map'):
     from dataclasses import replace
 
     from nerfmatch_ros.config import choose_device
@@ -425,6 +438,8 @@ def _load(folder: Path, device: str, refine: str = 'map'):
     steps = None if refine == 'map' else checked_schedule(
         () if refine == 'none' else refine.split('+'))
     localizer = Localizer.load(folder, device=choose_device(device))
+    if precision != 'map':
+        localizer.set_precision(precision)
     if steps is not None:
         localizer.config = replace(localizer.config, refine=steps)
     return localizer

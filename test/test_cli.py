@@ -38,7 +38,7 @@ def localizer(monkeypatch):
     answers = [estimate(pose) for pose in circle(4)]
     answers[1] = estimate(None, reason='too few matches')
     fake = FakeLocalizer(answers)
-    monkeypatch.setattr(cli, '_load', lambda folder, device, refine='map': fake)
+    monkeypatch.setattr(cli, '_load', lambda folder, device, refine='map', precision='map': fake)
     return fake
 
 
@@ -105,6 +105,22 @@ def test_localize_takes_the_camera_file(photographs, localizer, tmp_path):
     assert run(*arguments, '--camera', tmp_path / 'camera.yaml') == 0
     assert run(*arguments) == 0
     assert [image.camera.fx for image in localizer.asked] == [99.0, 30.0]
+
+
+@pytest.mark.parametrize('options, refine', [
+    ((), 'map'), (('--track',), 'none'), (('--track', '--refine', 'match'), 'match'),
+    (('--refine', 'none'), 'none')])
+def test_a_track_is_not_refined_unless_that_is_asked_for(
+        localizer, photographs, monkeypatch, options, refine):
+    asked = []
+
+    def load(folder, device, *how):
+        asked.append(how)
+        return localizer
+
+    monkeypatch.setattr(cli, '_load', load)
+    assert run('localize', photographs / '0.png', '--map', 'm', *options) == 0
+    assert asked == [(refine, 'map')]
 
 
 def test_error_of_the_user_is_one_line_and_code_2(photographs, localizer, capsys):
@@ -256,7 +272,7 @@ def test_build_hands_over_training_images_configuration_and_time(
 
 
 def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
-    def interrupted(folder, device, refine):
+    def interrupted(folder, device, refine, precision):
         raise KeyboardInterrupt
     monkeypatch.setattr(cli, '_load', interrupted)
     assert run('localize', '--map', 'm', photographs / '0.png') == 130
@@ -266,6 +282,8 @@ def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
 def test_refine_chooses_the_steps_of_every_pose(tiny_map, photographs, capsys):
     assert cli._load(tiny_map, 'cpu').config.refine == ('match', 'photometric')
     assert cli._load(tiny_map, 'cpu', 'none').config.refine == ()
+    for name in ('float32', 'bfloat16'):
+        assert str(cli._load(tiny_map, 'cpu', precision=name).precision) == f'torch.{name}'
     assert cli._load(tiny_map, 'cpu', 'views+photometric').config.refine == (
         'views', 'photometric')
     assert run('localize', '--map', tiny_map, '--refine', 'look', photographs / '0.png') == 2

@@ -13,20 +13,23 @@ from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 
 
 def localize_files(
-    localizer: Any, paths: Sequence[Path], camera: Camera | None = None,
+    localizer: Any, paths: Sequence[Path], camera: Camera | None = None, *, track: bool = False,
 ) -> Iterator[dict]:
     """
     Give one record an image as it is done, ready for JSON.
 
-    localizer: a `Localizer`; camera: of all images, or None to look it up for each.
+    localizer: a `Localizer`; camera: of all images, or None to look it up for each; track: look
+    for each image first from the pose of the one before.
     """
     # Every file is opened before the first result: a wrong name at the end costs no waiting.
     images = [read_photograph(path, camera, localizer.scene_map.cameras) for path in paths]
+    prior = None
     for path, image in zip(paths, images):
         image = replace(image, pixels=image.rgb())  # decoding is no part of the seconds
         start = time.perf_counter()
-        estimate = localizer.localize_and_refine(image)
+        estimate = localizer.localize_and_refine(image, prior)
         yield record(str(path), estimate, time.perf_counter() - start)
+        prior = estimate.map_from_camera if track else None
 
 
 def record(name: str, estimate: PoseEstimate, seconds: float) -> dict:
@@ -42,5 +45,6 @@ def record(name: str, estimate: PoseEstimate, seconds: float) -> dict:
         'probability': estimate.probability if math.isfinite(estimate.probability) else None,
         'position_std_m': float(std) if math.isfinite(std) else None,
         'covariance': None if estimate.covariance is None else estimate.covariance.tolist(),
+        'source': estimate.source,
         'seconds': round(seconds, 4),
     }

@@ -104,11 +104,15 @@ class Localizer:
         self.calibration = Calibration.from_dict(scene_map.calibration) \
             if scene_map.calibration else None
         self.device = next(scene_map.field.parameters()).device
-        self.precision = inference_dtype(self.config.precision, self.device)
-        scene_map.matcher.speed_up(self.precision)
+        self.set_precision(self.config.precision)
         self._index = RetrievalIndex(scene_map.references.descriptors)
         self.views = MapViews(scene_map, self.device, self.config.least_coverage)
         self.clock: StageClock | None = None  # of a measurement
+
+    def set_precision(self, name: str) -> None:
+        """Compute the networks in a precision: float32, bfloat16, float16 or auto."""
+        self.precision = inference_dtype(name, self.device)
+        self.scene_map.matcher.speed_up(self.precision)
 
     @property
     def map_sha256(self) -> str:
@@ -172,12 +176,15 @@ class Localizer:
                 break
         return estimate
 
-    def localize_and_refine(self, image: PosedImage) -> PoseEstimate:
+    def localize_and_refine(
+        self, image: PosedImage, prior: np.ndarray | None = None,
+    ) -> PoseEstimate:
         """Estimate the pose of an image as well as the map can, however long it takes.
 
-        A pose that the refinement cannot hold is given as `localize` found it.
+        prior: (4, 4), as for `localize`. A pose that the refinement cannot hold is given as
+        `localize` found it.
         """
-        estimate = self.localize(image)
+        estimate = self.localize(image, prior)
         if estimate.map_from_camera is None or not self.config.refine:
             return estimate
         refined = self.refine(image, estimate.map_from_camera)

@@ -20,13 +20,14 @@ _OVERRIDES = {
 
 def load_localizer(
     map_folder: Path, *, device: str, threads: int | None, sha256: str = '', warm: bool = True,
-    memory_fraction: float = 1.0, clock: StageClock | None = None,
+    memory_fraction: float = 1.0, precision: str = 'map', clock: StageClock | None = None,
 ) -> Any:
     """
     Give the localizer of a map, ready for the first image.
 
     sha256: what the map must have, '' for any; memory_fraction: share of the GPU to be used;
-    clock: of a measurement, times the stages 'import', 'load' and 'warm up'.
+    precision: of the networks, 'map' for the map's own; clock: of a measurement, times the
+    stages 'import', 'load' and 'warm up'.
     """
     clock = clock or StageClock()
     with clock.stage('import'):
@@ -40,6 +41,8 @@ def load_localizer(
     if sha256 and localizer.map_sha256 != sha256:
         raise MapError(f'{map_folder} has sha256 {localizer.map_sha256}, map_sha256 demands '
                        f'{sha256}; give the folder of that map, or leave map_sha256 empty')
+    if precision != 'map':
+        localizer.set_precision(precision)
     if warm:
         with clock.stage('warm up'):
             warm_up(localizer)

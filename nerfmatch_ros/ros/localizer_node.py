@@ -497,7 +497,8 @@ class LocalizerNode(ManagedNode):
         backend = self._load(
             Path(parameters.map_path).expanduser(), device=choose_device(parameters.device),
             threads=parameters.threads or None, sha256=parameters.map_sha256,
-            warm=parameters.warmup, memory_fraction=parameters.max_gpu_memory_fraction)
+            warm=parameters.warmup, memory_fraction=parameters.max_gpu_memory_fraction,
+            precision=parameters.precision)
         return with_clock(backend, self._device), time.perf_counter() - started
 
     def _on_parameters(self, parameters: LocalizerParameters):

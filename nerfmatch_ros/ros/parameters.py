@@ -23,6 +23,9 @@ class SharedParameters:
         'there is one.')
     threads: int = parameter(
         0, 'CPU threads of one inference. 0: as many as PyTorch chooses.', limits=(0, 256))
+    precision: str = parameter(
+        'map', "Of the networks. map: the map's own; auto: half precision where the device is "
+        'faster in it.', choices=('map', 'auto', 'float32', 'bfloat16', 'float16'))
     max_gpu_memory_fraction: float = parameter(
         0.9, "Share of the GPU's memory that this process may take.", limits=(0.05, 1.0))
     warmup: bool = parameter(

@@ -109,7 +109,8 @@ class RefinerNode(ManagedNode):
         self._backend = self._load(
             Path(parameters.map_path).expanduser(), device=device,
             threads=parameters.threads or None, sha256=parameters.map_sha256,
-            warm=parameters.warmup, memory_fraction=parameters.max_gpu_memory_fraction)
+            warm=parameters.warmup, memory_fraction=parameters.max_gpu_memory_fraction,
+            precision=parameters.precision)
         self._frames = TrackedFrames.for_mode(
             parameters.tf_mode, parameters.pose_frame, parameters.base_frame_id, '')
         self._publisher = self.create_lifecycle_publisher(
