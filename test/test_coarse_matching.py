@@ -68,6 +68,17 @@ def test_unit_vectors_match_as_their_similarities_do(generator, shape, scale, mu
     torch.testing.assert_close(found.confidence, expected.confidence, atol=1e-5, rtol=1e-4)
 
 
+def test_padded_pairs_are_the_same_with_rows_of_no_confidence_between(generator):
+    cells, points = unit(40, generator).float(), unit(30, generator).float()
+    points[:20] = cells[10:30]
+    pairs, padded = (match_unit_vectors(cells, points, torch.tensor(30.0), 0.05, padded=option)
+                     for option in (False, True))
+    assert padded.cells.tolist() == list(range(40)) and 20 <= len(pairs.cells) < 40
+    there = padded.confidence > 0
+    for name in ('cells', 'points', 'confidence'):
+        assert torch.equal(getattr(padded, name)[there], getattr(pairs, name))
+
+
 def test_cells_that_a_point_likes_equally_well(generator):
     points = unit(5, generator).float()
     cells = points[[2, 4, 2]]

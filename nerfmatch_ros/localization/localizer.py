@@ -29,7 +29,8 @@ from nerfmatch_ros.localization.photometric_refiner import (
     refine_photometrically,
 )
 from nerfmatch_ros.localization.schedule import checked_schedule, Refinement, run_schedule
-from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens
+from nerfmatch_ros.matching.matcher import COARSE_STRIDE, ImageTokens, Matches
+from nerfmatch_ros.matching.view_matching import match_views
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.precision import check_precision, inference_dtype
 from nerfmatch_ros.radiance_field.renderer import render_view
@@ -220,7 +221,9 @@ class Localizer:
     def _prepare(self, image: PosedImage) -> _Query:
         with self._stage('picture'):
             view = self.scene_map.working_view(image.camera)
-            picture = as_tensor(view.picture(image.rgb())).to(self.device)
+            picture = as_tensor(view.picture(image.rgb()))
+            if self.device.type == 'cuda':  # copied while the host goes on
+                picture = picture.pin_memory().to(self.device, non_blocking=True)
         with self._stage('encode'):
             tokens = self.scene_map.matcher.encode_image(picture)
         return _Query(image, view, picture, tokens)
@@ -330,22 +333,20 @@ class Localizer:
         min_inliers: of all matches; None: as many as `min_inliers` of each set; guess: (4, 4) pose
         that is tried before any is searched.
         """
-        view, tokens = query.view, query.tokens
-        pixels, matched = [], []
-        for each in seen:
-            with self._stage('match'):
-                coarse = self.scene_map.matcher.match_coarse(tokens, each.tokens)
-            with self._stage('fine'):
-                matches = self.scene_map.matcher.match_fine(tokens, each.tokens, coarse)
-                pixels.append(view.pixels_in_source(matches.pixels.cpu()).numpy())
-                matched.append(each.points[matches.points].double().cpu().numpy())
+        view, matcher = query.view, self.scene_map.matcher
+        with self._stage('match'):
+            coarse = match_views(matcher, query.tokens, [each.tokens for each in seen])
+        with self._stage('fine'):
+            found = [matcher.match_fine(query.tokens, each.tokens, pairs)
+                     for each, pairs in zip(seen, coarse)]
+            pixels, matched = _on_host(found, seen)
+            pixels = view.pixels_in_source(pixels).numpy()
         # A squeezed picture has two scales; errors are circles of their geometric mean.
         source_scale = math.sqrt(
             view.source.fx / view.camera.fx * view.source.fy / view.camera.fy)
         # The same pixel matched from several views is neither one measurement nor that many. With
         # the root of their number, reported and true errors keep about the ratio of a single view.
         scale = self._scale * math.sqrt(len(seen))
-        pixels, matched = np.concatenate(pixels), np.concatenate(matched)
         with self._stage('pnp'):
             estimate = solve_absolute_pose(
                 pixels, matched, view.source, guess=guess,
@@ -371,3 +372,16 @@ def _same_view(estimate: PoseEstimate, view: WorkingView) -> tuple[float, float]
         return 0.0, angle
     depth = np.median((estimate.points[estimate.inlier_mask] - pose[:3, 3]) @ pose[:3, 2])
     return max(angle * float(depth), 0.0), angle
+
+
+def _on_host(found: list[Matches], seen: list[Seen]) -> tuple[Tensor, np.ndarray]:
+    """Give the pixels (M, 2) of the working picture and the points (M, 3), metres, of all views.
+
+    This is where the host waits for a GPU, once; there rows of confidence 0 are no matches.
+    """
+    rows = torch.cat([
+        torch.cat((matches.pixels.double(), each.points[matches.points].double(),
+                   matches.confidence[:, None].double()), dim=1)
+        for matches, each in zip(found, seen)]).cpu()
+    rows = rows[rows[:, 5] > 0]
+    return rows[:, :2].float(), rows[:, 2:5].numpy()

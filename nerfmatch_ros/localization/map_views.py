@@ -39,7 +39,7 @@ class MapViews:
         """
         self.scene_map, self.least_coverage = scene_map, least_coverage
         self.rays_at_once = RAYS_AT_ONCE
-        self._references = ReferenceCache(scene_map, device)
+        self.cache = ReferenceCache(scene_map, device)  # of reference views
         self._surface: Seen | None = None
         self._cached = None if scene_map.surface_cache is None else SurfaceTokens(scene_map)
         if self._cached is not None and device.type == 'cuda':
@@ -56,9 +56,9 @@ class MapViews:
     def references(self, numbers: list[int]) -> list[Seen]:
         """Give reference views, each by itself if the matcher wants that, else as one set."""
         if self.scene_map.matcher.per_view:
-            views = [self._references.get(k) for k in numbers]
+            views = [self.cache.get(k) for k in numbers]
         else:
-            views = [self._references.get_together(numbers)]
+            views = [self.cache.get_together(numbers)]
         return [Seen(*view, 'reference views') for view in views]
 
     def at(self, map_from_camera: np.ndarray, view: WorkingView) -> Seen:

@@ -12,7 +12,11 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class CoarseMatches:
-    """Pairs of cells and points, at most one of each cell."""
+    """Pairs of cells and points, at most one of each cell.
+
+    On a GPU every cell has a row, and those without a point have confidence 0: how many pairs
+    there are would have to be waited for.
+    """
 
     cells: Tensor  # (M,) int64
     points: Tensor  # (M,) int64
@@ -69,14 +73,14 @@ def match_log_probability(
 
 def match_unit_vectors(
     cells: Tensor, points: Tensor, scale: Tensor, threshold: float, *, mutual: bool = True,
-    ties: bool = False,
+    ties: bool = False, padded: bool | None = None,
 ) -> CoarseMatches:
     """Pair cells with points by the dual softmax of scale * cells @ points.T.
 
     cells: (n, C) and points: (m, C) of unit length, so that no similarity exceeds the scale and
     one exponential serves both softmaxes: P = E / (sum of its row) * E / (sum of its column).
     On a CPU this is done in tiles that stay in the cache of a core. mutual, ties: as in
-    `match_log_probability`.
+    `match_log_probability`; padded: a row for every cell, None: on a GPU.
     """
     if not len(cells) or not len(points):
         return match_log_probability(cells.new_zeros(len(cells), len(points)), threshold)
@@ -106,7 +110,10 @@ def match_unit_vectors(
         first = torch.full((len(points),), len(cells), device=cells.device)
         first.scatter_reduce_(0, point, torch.where(chosen, cell, len(cells)), 'amin')
         chosen &= first[point] == cell
-    return CoarseMatches(cell[chosen], point[chosen], best[chosen] ** 2)
+    confidence = best ** 2
+    if cells.is_cuda if padded is None else padded:
+        return CoarseMatches(cell, point, torch.where(chosen, confidence, 0))
+    return CoarseMatches(cell[chosen], point[chosen], confidence[chosen])
 
 
 def _tiles(n: int, m: int, device: torch.device) -> list[tuple[slice, slice]]:

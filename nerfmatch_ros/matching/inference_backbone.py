@@ -5,6 +5,7 @@ import copy
 
 from nerfmatch_ros.matching.backbone import UnitRangeBackbone
 from nerfmatch_ros.matching.compact_backbone import CompactBackbone
+from nerfmatch_ros.matching.cuda_graph import GraphedEncoder
 from nerfmatch_ros.matching.fused_convformer import can_be_fused, FusedConvFormer
 import torch
 from torch import nn, Tensor
@@ -21,7 +22,9 @@ class InferenceEncoder:
 
     def prepare(self, backbone: nn.Module, dtype: torch.dtype) -> None:
         """Take over the present weights of a backbone."""
-        self.dtype, self._encode = dtype, inference_encoder(backbone, dtype)
+        encode = inference_encoder(backbone, dtype)
+        on_gpu = next(backbone.parameters()).is_cuda
+        self.dtype, self._encode = dtype, GraphedEncoder(encode) if on_gpu else encode
 
     def maps(self, backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode images (B, 3, H, W) by the copy, or by the backbone if there is none."""

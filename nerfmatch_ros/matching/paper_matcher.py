@@ -7,6 +7,7 @@ find it, 3 pixels off the cell's centre, and an offset of a fine pixel counts 2.
 Letters: n image cells, m points, M matches, W x W window, C and Cf coarse and fine channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nerfmatch_ros.matching.attention import (
@@ -150,9 +151,14 @@ class PaperMatcher(nn.Module):
 
     def interact(self, cells: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Let one image's cells (n, C) attend to points (m, C), then these to the new cells."""
+        cells, points = self._interact(cells[None], points[None])
+        return cells[0], points[0]
+
+    def _interact(self, cells: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Do what `interact` does for B pairs at once: (B, n, C) and (B, m, C)."""
         for layer in self.cross_attention:
-            cells = layer(cells[None], points[None])[0]
-            points = layer(points[None], cells[None])[0]
+            cells = layer(cells, points)
+            points = layer(points, cells)
         return cells, points
 
     def similarity(self, cells: Tensor, points: Tensor) -> Tensor:
@@ -200,14 +206,28 @@ class PaperMatcher(nn.Module):
             return CoarseMatches(nothing.long(), nothing.long(), nothing, points.coarse)
         with self._precision():
             cells, tokens = self.interact(image.coarse, points.coarse.float())
-        cells, tokens, options = cells.float(), tokens.float(), {'mutual': mutual, 'ties': True}
+        cells, tokens = cells.float(), tokens.float()
         if cell_mask is None and point_mask is None:
-            found = match_unit_vectors(unit(cells), unit(tokens), self.scale,
-                                       self.config.threshold, **options)
-        else:
-            found = match_log_probability(masked_log_dual_softmax(
-                self.similarity(cells, tokens), cell_mask, point_mask), self.config.threshold,
-                **options)
+            return self._paired(cells, tokens, mutual)
+        found = match_log_probability(masked_log_dual_softmax(
+            self.similarity(cells, tokens), cell_mask, point_mask), self.config.threshold,
+            mutual=mutual, ties=True)
+        return replace(found, tokens=tokens[found.points])
+
+    @torch.no_grad()
+    def match_together(
+        self, image: ImageTokens, views: Sequence[PointTokens],
+    ) -> list[CoarseMatches]:
+        """Do what `match_coarse` does for several views of the same number of points at once."""
+        points = torch.stack([view.coarse.float() for view in views])
+        with self._precision():
+            cells, tokens = self._interact(image.coarse.expand(len(views), -1, -1), points)
+        return [self._paired(*pair, mutual=True) for pair in zip(cells.float(), tokens.float())]
+
+    def _paired(self, cells: Tensor, tokens: Tensor, mutual: bool) -> CoarseMatches:
+        """Pair cells (n, C) with points (m, C) after `interact`."""
+        found = match_unit_vectors(unit(cells), unit(tokens), self.scale, self.config.threshold,
+                                   mutual=mutual, ties=True)
         return replace(found, tokens=tokens[found.points])
 
     @torch.no_grad()
