@@ -178,7 +178,7 @@ def measure(folder: Path, images: Path, top_k: int) -> dict[str, Any]:
                  for k, (camera, picture) in enumerate(zip(cameras, stored['pictures']))]
         truth = stored['poses']
     localizer.localize(replace(given[0], pixels=given[0].rgb()[::-1].copy()))  # warm
-    cache = localizer.views.cache  # of which nothing else tells the size
+    cache = localizer.views.cache
     cache.clear()
     localizer.clock = CpuClock()
     rounds = [[timed(localizer, image) for image in given] for _ in range(2)]

@@ -304,7 +304,8 @@ class _Stages:
             return scene_map
         options = scene_map.localization
         calibration = calibrate(
-            Localizer(scene_map), held, report=report, config=self.config.calibration,
+            Localizer(scene_map.to(self.device)), held, report=report,
+            config=self.config.calibration,
             scales=(options['covariance_scale'],) * 2)
         return replace(scene_map, calibration=calibration.to_dict())
 

@@ -95,7 +95,7 @@ DAMAGES = {
     'NaN weights': (tensor(MATCHER, with_nan), 'data', 'NaN'),
     'other shape': (tensor(SURFACE, lambda values: values[:, :2]), 'data', 'shape'),
     'references of another type': (tensor(REFERENCES, lambda values: values.to(torch.int64)),
-                                   'data', 'is of type I64'),
+                                   'data', 'is of type torch.int64'),
     'weights of another type': (tensor(FIELD, lambda values: values.to(torch.int32)), 'data',
                                 'is of type torch.int32'),
     'huge tensor': (claim_a_huge_tensor, 'data', 'cannot be read as a map'),
