@@ -95,10 +95,11 @@ def surface_cache(
         from nerfmatch_ros.data.reader import read_posed_images
         posed = read_posed_images(images, _named(split))
     keep_freed_memory()
+    scene_map = SceneMap.load(map)
     with ProgressBars(shown=True) as bars:
-        cache = surface_cache_of(SceneMap.load(map).to(choose_device(device)), options, posed,
+        cache = surface_cache_of(scene_map.to(choose_device(device)), options, posed,
                                  bars.bar('surface cache'))
-    store_surface_cache(map, cache)
+    store_surface_cache(map, cache, scene_map.sha256)
     _print_table(str(map), {
         'surface_cache_points': len(cache), 'voxel_m': cache.voxel,
         'bytes': sum(value.nbytes for value in cache.to_tensors().values())})

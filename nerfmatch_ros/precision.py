@@ -22,8 +22,11 @@ def inference_dtype(name: str, device: torch.device) -> torch.dtype:
     check_precision(name)
     if name != 'auto':
         return PRECISIONS[name]
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == 'cuda' \
-        else _cpu_multiplies_bfloat16()
+    if device.type == 'cuda':
+        with torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = _cpu_multiplies_bfloat16()
     return torch.bfloat16 if fast else torch.float32
 
 

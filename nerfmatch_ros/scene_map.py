@@ -245,13 +245,18 @@ class SceneMap:
                            'build it again or copy it again from its source') from error
 
 
-def store_surface_cache(folder: Path, cache: SurfaceCache) -> None:
+def store_surface_cache(folder: Path, cache: SurfaceCache, sha256: str = '') -> None:
     """Give the map in `folder` a surface cache, or another one; nothing else of it changes.
 
-    The old map stays until the new one is whole. Raises MapError for what is no map.
+    sha256: of the map that the cache was made of, '' for any. The old map stays until the new one
+    is whole. Raises MapError for what is no map, or another one by now.
     """
     folder = Path(folder).resolve()
     description = _read_description(folder)
+    found = file_sha256(folder / 'map.yaml')
+    if sha256 and found != sha256:
+        raise MapError(f'{folder} was replaced while its surface cache was made: sha256 is '
+                       f'{found}, the cache is of {sha256}; make the cache again')
     partial = _partial(folder)
     shutil.copytree(folder, partial, copy_function=_linked)
     for name in ('map.yaml', SURFACE_CACHE):  # linked, so writing into them would change the map

@@ -14,7 +14,7 @@ class StageClock:
     """
 
     def __init__(self, device: str = 'cpu'):
-        self._events = str(device).startswith('cuda')
+        self._events, self._device = str(device).startswith('cuda'), device
         self._open: list[str] = []
         self._marks: list[tuple[str, Any, Any]] = []
 
@@ -45,5 +45,5 @@ class StageClock:
             return time.perf_counter()
         import torch
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event

@@ -94,6 +94,12 @@ def test_what_is_unlike_everything_has_no_pair():
     assert found.cells.tolist() == [0] and found.confidence.isfinite().all()
 
 
+def test_what_is_no_number_has_no_pair(generator):
+    cells, points = unit(300, generator).float(), unit(2500, generator).float()
+    cells[7, 3] = torch.nan
+    assert not len(match_unit_vectors(cells, points, torch.tensor(20.0), 0.01).cells)
+
+
 @pytest.mark.parametrize('shape', [(0, 5), (5, 0), (0, 0)])
 def test_no_vectors_match_nothing(shape):
     found = match_unit_vectors(*(torch.zeros(count, 4) for count in shape), torch.tensor(9.0), 0)

@@ -27,12 +27,12 @@ def cached(references, scene_map, *, keep=lambda points: points[:, 0] > -9.0):
 
 def views(references, **options):
     scene_map = cached(references, make(references)[0].scene_map, **options)
-    return MapViews(scene_map, CPU, least_coverage=0.4), scene_map.working_view(CAMERA)
+    return MapViews(scene_map, CPU), scene_map.working_view(CAMERA)
 
 
 def test_a_pose_is_looked_from_by_splatting(references):
     made, view = views(references)
-    seen = made.at(pose_at(0.05, 0.02, 0.01), view)
+    seen = made.at(pose_at(0.05, 0.02, 0.01), view, 0.4)
     assert seen.source == 'splatted' and len(seen.points) == len(seen.tokens.coarse)
     in_camera = (seen.points - torch.tensor([0.05, 0.02, 0.01]))
     assert (in_camera[:, 2] > 0).all()
@@ -42,7 +42,7 @@ def test_a_pose_is_looked_from_by_splatting(references):
 
 def test_what_the_cache_covers_too_little_of_is_rendered_and_said(references):
     made, view = views(references, keep=lambda points: points[:, 0] > 0.8)
-    seen = made.at(pose_at(0.0, 0.0, 0.0), view)
+    seen = made.at(pose_at(0.0, 0.0, 0.0), view, 0.4)
     assert seen.source.startswith('rendered: the surface cache covers ')
     assert seen.source.endswith(' % of the view')
     reach = torch.linalg.norm(seen.points, dim=1)
@@ -51,8 +51,8 @@ def test_what_the_cache_covers_too_little_of_is_rendered_and_said(references):
 
 def test_a_map_without_a_surface_cache_is_rendered_and_says_so(references):
     scene_map = make(references)[0].scene_map
-    seen = MapViews(scene_map, CPU, 0.4).at(
-        pose_at(0.0, 0.0, 0.0), scene_map.working_view(CAMERA))
+    seen = MapViews(scene_map, CPU).at(
+        pose_at(0.0, 0.0, 0.0), scene_map.working_view(CAMERA), 0.4)
     assert seen.source == 'rendered: the map has no surface cache'
 
 
@@ -77,6 +77,20 @@ def test_a_good_prior_is_looked_from_once(references):
     assert len(matcher.offered) == 1 and estimate.source == 'splatted'
     metres, radians = distance(estimate)
     assert metres < 0.04 and radians < 0.02
+
+
+def test_a_prior_in_single_precision_is_one_too(references):
+    localizer, _ = localizer_with_cache(references)
+    prior = moved(TRUTH, 0.01, -0.01, 0.01, 0.005, 0, 0.005)
+    found = [localizer.localize(query(), given).map_from_camera
+             for given in (prior, prior.astype(np.float32))]
+    np.testing.assert_allclose(*found, atol=1e-3)
+
+
+def test_the_least_coverage_is_that_of_the_configuration_in_use(references):
+    localizer, _ = localizer_with_cache(references)
+    localizer.config = replace(localizer.config, least_coverage=1.0)
+    assert localizer.localize(query(), TRUTH).source.startswith('rendered: the surface cache ')
 
 
 def test_from_a_poor_prior_it_looks_again(references):

@@ -328,7 +328,9 @@ def test_a_surface_cache_can_be_added_where_files_cannot_be_linked(folder, monke
 
     monkeypatch.setattr('nerfmatch_ros.scene_map.os.link', refuse)
     points = torch.arange(12.0).view(4, 3)
-    store_surface_cache(folder, sorted_cache(points, 1.0))
+    with pytest.raises(MapError, match='was replaced while its surface cache was made'):
+        store_surface_cache(folder, sorted_cache(points, 1.0), 'ab' * 32)
+    store_surface_cache(folder, sorted_cache(points, 1.0), SceneMap.load(folder).sha256)
     assert len(SceneMap.load(folder).surface_cache) == 4
 
 

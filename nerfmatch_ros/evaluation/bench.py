@@ -80,4 +80,5 @@ def bench(
             for name, way in ways.items()}
     return stage_report(
         runs, mode='tracked' if config.track else 'global', prior=words, config=localizer.config,
-        map_sha256=localizer.map_sha256, work=work, machine=machine.to_dict())
+        map_sha256=localizer.map_sha256, work=work, machine=machine.to_dict(),
+        precision=str(getattr(localizer, 'precision', '')).removeprefix('torch.'))

@@ -52,13 +52,14 @@ solve again until the pose rests.
 
 def stage_report(
     runs: Sequence[Run], *, mode: str, prior: str = '', config: Any = None, map_sha256: str = '',
-    work: Mapping[str, Mapping[str, StageWork]] | None = None,
+    precision: str = '', work: Mapping[str, Mapping[str, StageWork]] | None = None,
     machine: Mapping[str, Any] | None = None,
 ) -> dict:
     """Give the figures of all ways.
 
-    mode: 'global' or 'tracked'; prior: what tracked images start from, in words; work: for each
-    way what each stage computes and moves; machine: what it was measured on.
+    mode: 'global' or 'tracked'; prior: what tracked images start from, in words; precision: of the
+    localizer's networks; work: for each way what each stage computes and moves; machine: what it
+    was measured on.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -73,15 +74,17 @@ def stage_report(
     return json_ready({
         'mode': mode, 'prior': prior, 'images': len(images),
         'repeats': len(runs) // (len(images) * len(groups)), 'map_sha256': map_sha256,
-        'machine': dict(machine or {}), 'config': {} if config is None else to_dict(config),
+        'precision': precision, 'machine': dict(machine or {}),
+        'config': {} if config is None else to_dict(config),
         'ways': ways, 'times_longer': ratios(tables) if OURS in tables else {}})
 
 
 def title(report: Mapping[str, Any]) -> str:
     """Say what was measured, in one line."""
     prior = f', prior: {report["prior"]}' if report['prior'] else ''
+    networks = f'; localizer in {report["precision"]}' if report['precision'] else ''
     return (f'{report["mode"]}{prior}; {_counted(report["images"], "image")}, '
-            f'{_counted(report["repeats"], "repeat")}')
+            f'{_counted(report["repeats"], "repeat")}{networks}')
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ def is_better(new: PoseEstimate, old: PoseEstimate) -> bool:
 
 def is_near(pose: np.ndarray, other: np.ndarray, limits: tuple[float, float]) -> bool:
     """Tell whether two poses (4, 4) are less than so many metres and radians apart."""
-    apart = pose_distance(torch.from_numpy(np.ascontiguousarray(pose)),
-                          torch.from_numpy(np.ascontiguousarray(other)))
+    apart = pose_distance(*(
+        torch.from_numpy(np.ascontiguousarray(each, np.float64)) for each in (pose, other)))
     return bool(apart[0] < limits[0] and apart[1] < limits[1])
 
 

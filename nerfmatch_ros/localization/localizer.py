@@ -94,7 +94,9 @@ class _Query:
 class Localizer:
     """Localizes images in one map; call it from one thread at a time.
 
-    The same image gives the same pose: nothing is random and nothing is remembered.
+    The same image gives the same pose: nothing is random, and what is kept of the map changes no
+    result. The map's matcher is made ready for the device and precision of the newest localizer:
+    several with different precisions need a map each.
     """
 
     def __init__(self, scene_map: SceneMap, config: LocalizerConfig | None = None):
@@ -107,7 +109,7 @@ class Localizer:
         self.device = next(scene_map.field.parameters()).device
         self.set_precision(self.config.precision)
         self._index = RetrievalIndex(scene_map.references.descriptors)
-        self.views = MapViews(scene_map, self.device, self.config.least_coverage)
+        self.views = MapViews(scene_map, self.device)
         self.clock: StageClock | None = None  # of a measurement
 
     def set_precision(self, name: str) -> None:
@@ -193,7 +195,7 @@ class Localizer:
 
     def save_memory(self):
         """Halve what is computed at once: rays, which costs time, and views matched together."""
-        self.views.rays_at_once = max(1, self.views.rays_at_once // 2)
+        self.views.save_memory()
         self.own_config, self.config = (
             replace(config, top_k=max(1, config.top_k // 2),
                     refined_views=max(1, config.refined_views // 2))
@@ -322,7 +324,7 @@ class Localizer:
 
     def _see(self, map_from_camera: np.ndarray, view: WorkingView) -> Seen:
         with self._stage('reference'):
-            return self.views.at(map_from_camera, view)
+            return self.views.at(map_from_camera, view, self.config.least_coverage)
 
     def _solve(
         self, query: _Query, seen: list[Seen], largest_error: float, *,

@@ -32,12 +32,9 @@ class Seen:
 class MapViews:
     """The encoded views of one map; call it from one thread at a time."""
 
-    def __init__(self, scene_map: SceneMap, device: torch.device, least_coverage: float):
-        """Begin with nothing encoded.
-
-        least_coverage: share of a picture's cells that the surface cache has to cover.
-        """
-        self.scene_map, self.least_coverage = scene_map, least_coverage
+    def __init__(self, scene_map: SceneMap, device: torch.device):
+        """Begin with nothing encoded."""
+        self.scene_map = scene_map
         self.rays_at_once = RAYS_AT_ONCE
         self.cache = ReferenceCache(scene_map, device)  # of reference views
         self._surface: Seen | None = None
@@ -61,16 +58,27 @@ class MapViews:
             views = [self.cache.get_together(numbers)]
         return [Seen(*view, 'reference views') for view in views]
 
-    def at(self, map_from_camera: np.ndarray, view: WorkingView) -> Seen:
-        """Give the points that a camera at a pose (4, 4) sees, about one a cell."""
+    def at(
+        self, map_from_camera: np.ndarray, view: WorkingView, least_coverage: float,
+    ) -> Seen:
+        """Give the points that a camera at a pose (4, 4) sees, about one a cell.
+
+        least_coverage: share of the cells that the surface cache has to cover, else the field is
+        rendered.
+        """
         if self._cached is None:
             return self._rendered(map_from_camera, view, 'the map has no surface cache')
         shown = splat(self.scene_map.surface_cache, view.camera, map_from_camera, COARSE_STRIDE)
-        if shown.coverage < self.least_coverage:
+        if shown.coverage < least_coverage:
             return self._rendered(
                 map_from_camera, view,
                 f'the surface cache covers {100 * shown.coverage:.0f} % of the view')
         return Seen(*self._cached(shown.index), 'splatted')
+
+    def save_memory(self) -> None:
+        """Compute half as many rays at once and keep half as much of the reference views."""
+        self.rays_at_once = max(1, self.rays_at_once // 2)
+        self.cache.halve()
 
     def _rendered(self, map_from_camera: np.ndarray, view: WorkingView, reason: str) -> Seen:
         scene_map = self.scene_map

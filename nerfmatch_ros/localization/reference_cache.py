@@ -72,6 +72,11 @@ class ReferenceCache:
         self._kept.clear()
         self.bytes = 0
 
+    def halve(self) -> None:
+        """Forget all views, and keep half as much from now on."""
+        self._budget //= 2
+        self.clear()
+
     @torch.no_grad()
     def _read(self, k: int) -> Encoded:
         references = self._scene_map.references

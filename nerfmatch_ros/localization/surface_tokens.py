@@ -63,8 +63,9 @@ class SurfaceTokens:
             return
         tokens = self._map.encode_points(*self._inputs(index))
         if self._coarse is None:
-            self._coarse = self._table(tokens.coarse)
-            self._fine = None if tokens.fine is None else self._table(tokens.fine)
+            tables = [None if side is None else self._table(side)
+                      for side in (tokens.coarse, tokens.fine)]
+            self._coarse, self._fine = tables  # both or, out of memory, neither
         self._coarse[index] = tokens.coarse.clamp(-_LARGEST, _LARGEST).half()
         if tokens.fine is not None:
             self._fine[index] = tokens.fine.clamp(-_LARGEST, _LARGEST).half()
@@ -72,5 +73,6 @@ class SurfaceTokens:
 
     def _table(self, tokens: Tensor) -> Tensor:
         # Not zeroed: pages that no token was written to take no memory.
-        return torch.empty(len(self._cache), tokens.shape[1], dtype=torch.float16,
-                           device=tokens.device)
+        with torch.inference_mode(False):  # else they could be filled in that mode only
+            return torch.empty(len(self._cache), tokens.shape[1], dtype=torch.float16,
+                               device=tokens.device)

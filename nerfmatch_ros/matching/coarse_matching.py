@@ -137,7 +137,7 @@ def _argmax(tiles: list[tuple[Tensor, slice, slice]], best: Tensor) -> Tensor:
         here = (tile.amax(1) == best[rows]).nonzero()[:, 0]
         own = found[rows]  # a view
         own[here] = torch.minimum(own[here], columns.start + tile[here].argmax(1))
-    return found
+    return found.clamp(max=tiles[-1][2].stop - 1)  # rows of NaN are found nowhere
 
 
 def dual_softmax_loss(

@@ -41,16 +41,19 @@ class GraphedEncoder:
         return self._captured[key](images)
 
     def _capture(self, images: Tensor) -> Callable[[Tensor], Maps]:
-        given, graph = images.clone(), torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(images.device)
+        with torch.inference_mode(False):  # else it could be written to in that mode only
+            given = images.clone()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(images.device)
         stream.wait_stream(torch.cuda.current_stream(images.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_REHEARSALS):
-                self._encode(given)
-        torch.cuda.current_stream(images.device).wait_stream(stream)
-        # Other threads may use the GPU meanwhile: a refiner in the same process, for one.
-        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
-            coarse, fine = self._encode(given)
+        # All of it on the device of the images, which need not be the current one.
+        with torch.cuda.device(images.device):
+            with torch.cuda.stream(stream):
+                for _ in range(_REHEARSALS):
+                    self._encode(given)
+            torch.cuda.current_stream().wait_stream(stream)
+            # Other threads may use the GPU meanwhile: a refiner in the same process, for one.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode='thread_local'):
+                coarse, fine = self._encode(given)
 
         def replay(images: Tensor) -> Maps:
             given.copy_(images)

@@ -221,10 +221,15 @@ class NeRFMatcher(nn.Module):
         return fourier_encoding(points * (math.pi / 2), self.config.octaves)
 
     @torch.no_grad()
-    def match_coarse(self, image: ImageTokens, points: PointTokens) -> CoarseMatches:
-        """Pair cells of an image with points that both prefer each other."""
+    def match_coarse(
+        self, image: ImageTokens, points: PointTokens, *, padded: bool | None = None,
+    ) -> CoarseMatches:
+        """Pair cells of an image with points that both prefer each other.
+
+        padded: a row for every cell, see `CoarseMatches`; None: on a GPU.
+        """
         return match_unit_vectors(image.coarse.float(), points.coarse.float(), self.scale,
-                                  self.config.threshold)
+                                  self.config.threshold, padded=padded)
 
     @torch.no_grad()
     def match_fine(
@@ -244,4 +249,4 @@ class NeRFMatcher(nn.Module):
 
     def match(self, image: ImageTokens, points: PointTokens) -> Matches:
         """Match an image with points: coarse mutual pairs, refined within their windows."""
-        return self.match_fine(image, points, self.match_coarse(image, points))
+        return self.match_fine(image, points, self.match_coarse(image, points, padded=False))

@@ -195,11 +195,13 @@ class PaperMatcher(nn.Module):
     def match_coarse(
         self, image: ImageTokens, points: PointTokens, *, mutual: bool = True,
         cell_mask: Tensor | None = None, point_mask: Tensor | None = None,
+        padded: bool | None = None,
     ) -> CoarseMatches:
         """Pair cells of an image with the points of one view.
 
         mutual: only pairs that are best for both sides, else the best point of each cell;
-        cell_mask (n,), point_mask (m,): what may be matched, None: everything.
+        cell_mask (n,), point_mask (m,): what may be matched, None: everything; padded: a row for
+        every cell, see `CoarseMatches`, None: on a GPU.
         """
         if not len(points.coarse):
             nothing = image.coarse.new_zeros(0)
@@ -208,7 +210,7 @@ class PaperMatcher(nn.Module):
             cells, tokens = self.interact(image.coarse, points.coarse.float())
         cells, tokens = cells.float(), tokens.float()
         if cell_mask is None and point_mask is None:
-            return self._paired(cells, tokens, mutual)
+            return self._paired(cells, tokens, mutual, padded)
         found = match_log_probability(masked_log_dual_softmax(
             self.similarity(cells, tokens), cell_mask, point_mask), self.config.threshold,
             mutual=mutual, ties=True)
@@ -224,10 +226,12 @@ class PaperMatcher(nn.Module):
             cells, tokens = self._interact(image.coarse.expand(len(views), -1, -1), points)
         return [self._paired(*pair, mutual=True) for pair in zip(cells.float(), tokens.float())]
 
-    def _paired(self, cells: Tensor, tokens: Tensor, mutual: bool) -> CoarseMatches:
+    def _paired(
+        self, cells: Tensor, tokens: Tensor, mutual: bool, padded: bool | None = None,
+    ) -> CoarseMatches:
         """Pair cells (n, C) with points (m, C) after `interact`."""
         found = match_unit_vectors(unit(cells), unit(tokens), self.scale, self.config.threshold,
-                                   mutual=mutual, ties=True)
+                                   mutual=mutual, ties=True, padded=padded)
         return replace(found, tokens=tokens[found.points])
 
     @torch.no_grad()
@@ -249,4 +253,5 @@ class PaperMatcher(nn.Module):
     ) -> Matches:
         """Match an image with the points of one view; the options are those of `match_coarse`."""
         return self.match_fine(image, points, self.match_coarse(
-            image, points, mutual=mutual, cell_mask=cell_mask, point_mask=point_mask))
+            image, points, mutual=mutual, cell_mask=cell_mask, point_mask=point_mask,
+            padded=False))

@@ -11,6 +11,8 @@ from nerfmatch_ros.errors import ConfigError, MapError
 from nerfmatch_ros.stage_clock import StageClock
 import numpy as np
 
+_SMALL = 48  # pixels, width of the picture that is rendered to be warm
+
 # parameter -> option of the localizer; 0 leaves what the map says
 _OVERRIDES = {
     'retrieval_top_k': 'top_k', 'min_inliers': 'min_inliers',
@@ -56,9 +58,12 @@ def warm_up(localizer: Any) -> float:
     noise = np.random.default_rng(0).integers(
         0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
     start = time.perf_counter()
-    # With a prior the field is rendered too; without success the whole map is searched as well.
-    localizer.localize(
-        PosedImage('warm-up', camera, pixels=noise), prior=scene_map.reference_poses[0])
+    pose = scene_map.reference_poses[0]
+    # From a prior; noise has no success there, so the whole map is searched as well.
+    localizer.localize(PosedImage('warm-up', camera, pixels=noise), prior=pose)
+    # What the surface cache does not cover is rendered.
+    small = camera.scaled_to(_SMALL, max(1, _SMALL * camera.height // camera.width))
+    localizer.render(small, pose)
     return time.perf_counter() - start
 
 
