@@ -35,6 +35,7 @@ def speak(folder) -> dict:
     rank = engine.global_rank
     once(engine, lambda: (folder / 'first').write_text(str(rank)))
     seen = (folder / 'first').read_text()
+    engine.barrier()  # nobody reads what is gone
     once(engine, (folder / 'first').unlink)
     clock = TrainingClock(steps=10 ** 6, minutes=10.0, engine=engine)
     clock.tick()

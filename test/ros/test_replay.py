@@ -294,7 +294,8 @@ def test_the_nodes_follow_a_bag_while_the_refiner_is_killed_and_restarted(nodes,
     assert streams['pose']['anees'] is not None and streams['pose']['latency_s']['p50'] < 60
     # 3 cm of noise along each axis, and 3 mm after refinement.
     assert report['refined_vs_fast']['refined_median_translation_m'] < 0.015
-    assert streams['fast']['median_translation_m'] > 0.015
+    fast = streams['fast']['median_translation_m']  # None: fewer than half of the frames are there
+    assert fast is None or fast > 0.015
     assert report['tf']['samples'] > 20 and report['tf']['translation_m']['median'] < 0.05
     assert report['outcomes']['accepted'] > streams['pose']['poses'] / 2
     log = (tmp_path / 'out' / 'nerfmatch_localizer.log').read_text()
