@@ -16,6 +16,7 @@ import shlex
 import sys
 from typing import Annotated, Literal
 
+from nerfmatch_ros.build_verbs import build
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.import_verbs import import_verb
 from nerfmatch_ros.train_verbs import train_matcher
@@ -38,39 +39,6 @@ Precision = Annotated[
     arg(help="of the networks; map: the map's own, auto: half where the device is faster in it")]
 Split = Annotated[
     Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")]
-
-
-def build(
-    *,
-    images: Images,
-    output: Annotated[Path, arg(help='folder of the map; a build that was cut short goes on')],
-    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
-    minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
-    split: Split = 'train',
-    field: Annotated[Path | None, arg(
-        help='folder made by nerfmatch import; the map gets this field and trains none')] = None,
-    annotations: Annotations = None,
-    masks: Annotated[Path | None, arg(
-        metavar='DIR', help="folder with 'masks_bg' (sky; learned as white by fields with "
-        "white background, else ignored) and 'masks_trnz_cars' (what moves); "
-        "white = masked")] = None,
-    device: Device = 'auto',
-) -> None:
-    """Make a map from posed photographs."""
-    from nerfmatch_ros.config import choose_device, from_dict, load_yaml
-    from nerfmatch_ros.data.reader import read_posed_images
-    from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
-    if minutes is not None and not minutes > 0:
-        raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
-    values = {} if config is None else load_yaml(config)
-    given = {}
-    if field is not None:
-        from nerfmatch_ros.field_file import FieldFile
-        given = {'given': FieldFile.load(field)}
-    build_map(
-        read_posed_images(images, _named(split), annotations=annotations, masks=masks), output,
-        from_dict(BuildConfig, values or {}, str(config)),
-        device=choose_device(device), minutes=minutes, **given)
 
 
 def surface_cache(

@@ -15,13 +15,14 @@ START_RANGE = 5.0  # metres; the odometry's origin lies anywhere within, turned 
 
 def simulate_odometry(
     map_from_base: np.ndarray, noise: float, generator: torch.Generator,
+    turn_noise: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Give odom_from_base (N, 4, 4) of a way (N, 4, 4), and map_from_odom (4, 4) at its start.
 
     noise: standard deviation of the error of a short motion: metres per metre along each axis,
     and radians about each axis per metre or radian, whichever is more; 0 is perfect. It does not
-    depend on how finely the way is sampled.
+    depend on how finely the way is sampled. turn_noise: instead of `noise`, for the radians.
     """
     way = torch.from_numpy(np.asarray(map_from_base, np.float64))
     start = _random_start(generator)
@@ -29,6 +30,8 @@ def simulate_odometry(
     metres = torch.linalg.vector_norm(motions[:, :3, 3], dim=-1)
     radians = torch.linalg.vector_norm(so3_log(motions[:, :3, :3]), dim=-1)
     share = noise * _slow_noise(metres + radians, generator)
+    if turn_noise is not None and noise > 0:
+        share[:, 3:] *= turn_noise / noise
     error = transform(so3_exp(share[:, 3:] * torch.maximum(metres, radians)[:, None]),
                       share[:, :3] * metres[:, None])
     poses = [inverse(start) @ way[0]]
