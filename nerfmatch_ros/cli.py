@@ -108,6 +108,10 @@ def evaluate(
     output: Annotated[Path, arg(help='folder for report.json, poses.tum, errors.csv, pictures')],
     split: Split = 'test',
     annotations: Annotations = None,
+    align: Annotated[Literal['none', 'rigid', 'similarity'], arg(
+        help='where the true poses are in another frame than the map: bring them together first, '
+             "by the photographs of the folder that the map was built of, else by the queries'")
+    ] = 'none',
     refine: Refine = 'map',
     precision: Precision = 'map',
     device: Device = 'auto',
@@ -117,8 +121,9 @@ def evaluate(
     from nerfmatch_ros.evaluation.evaluate import evaluate as evaluate_map
     from nerfmatch_ros.evaluation.paper_table import known_scene, print_paper_row
     queries = read_posed_images(images, _named(split), annotations=annotations)
+    known = () if align == 'none' else read_posed_images(images, annotations=annotations)
     report = evaluate_map(_load(map, device, refine, precision), queries, output,
-                          scene=known_scene(annotations, images))
+                          scene=known_scene(annotations, images), align=align, known=known)
     paper = report.pop('paper', None)
     _print_table('evaluation', report)
     if paper is not None:
