@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 from nerfmatch_ros.build_verbs import build
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
+from nerfmatch_ros.files import NO_SPACE
 from nerfmatch_ros.import_verbs import import_verb
 from nerfmatch_ros.train_verbs import train_matcher
 import tyro
@@ -375,6 +376,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except NerfmatchError as error:
         print(f'error: {error}', file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        print(f'error: no space is left on the disk, at {error.filename or "a file"}; finished '
+              'files and older maps are as they were. Free some and repeat the command',
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import errno
 import hashlib
 import os
 from pathlib import Path
+import shutil
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_FULL = 1 << 16  # bytes that are left of a disk on which writing failed because it is full
 
 
 @contextmanager
@@ -12,7 +17,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
     """
     Give a temporary path beside `path`; on success it becomes `path`, on an error it vanishes.
 
-    A reader, or a second run after a crash, meets either the old file or the new one.
+    A reader, or a second run after a crash, meets either the old file or the new one. A disk that
+    is full is an OSError (ENOSPC), whatever the writer itself raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,6 +29,11 @@ def written_atomically(path: Path) -> Iterator[Path]:
         with open(temporary, 'r+b') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        # The libraries have errors of their own for it, which name neither cause nor remedy.
+        if not isinstance(error, OSError) and shutil.disk_usage(path.parent).free < _FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

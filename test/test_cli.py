@@ -1,4 +1,5 @@
 from dataclasses import dataclass, replace
+import errno
 import json
 from pathlib import Path
 import shutil
@@ -277,6 +278,15 @@ def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
     monkeypatch.setattr(cli, '_load', interrupted)
     assert run('localize', '--map', 'm', photographs / '0.png') == 130
     assert capsys.readouterr().err == 'interrupted\n'
+
+
+def test_a_full_disk_is_an_error_with_a_remedy(monkeypatch, capsys, photographs):
+    def full(folder, device, refine, precision):
+        raise OSError(errno.ENOSPC, 'No space left on device', '/maps/kitchen.build/pixels')
+    monkeypatch.setattr(cli, '_load', full)
+    assert run('localize', '--map', 'm', photographs / '0.png') == 2
+    said = capsys.readouterr().err
+    assert said.startswith('error: no space') and '/maps/kitchen.build/pixels' in said
 
 
 def test_refine_chooses_the_steps_of_every_pose(tiny_map, photographs, capsys):
