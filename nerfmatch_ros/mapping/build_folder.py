@@ -58,7 +58,7 @@ def _files_beside(image: PosedImage) -> list[dict[str, str]]:
 
 def open_work_folder(
     output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
-    minutes: float | None, given: FieldFile | None,
+    minutes: float | None, given: FieldFile | None, rough: bool = False,
 ) -> None:
     """Make the folder `work`, or find it left by the same build."""
     if output.exists() and not output.is_dir():
@@ -70,6 +70,7 @@ def open_work_folder(
     work.mkdir(parents=True, exist_ok=True)
     identity = json.dumps([
         to_dict(config), minutes, *([] if given is None else [given.mark()]),
+        *(['rough'] if rough else []),
         [(i.name, str(i.camera), i.map_from_camera.round(9).tolist(), *_files_beside(i))
          for i in images]])
     mark = hashlib.sha256(identity.encode()).hexdigest()
