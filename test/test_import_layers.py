@@ -16,7 +16,7 @@ LEVELS = {
     'scene_map': 3,
     'field_file': 4, 'localization': 4,
     'evaluation': 5, 'mapping': 5,
-    'importers': 6, 'ros': 6,
+    'importers': 6, 'registration_bench': 6, 'ros': 6,
     'demo': 7,
     'build_verbs': 8, 'import_verbs': 8, 'train_verbs': 8,
     'cli': 9,
