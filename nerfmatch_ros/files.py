@@ -30,12 +30,18 @@ def written_atomically(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
-        # The libraries have errors of their own for it, which name neither cause nor remedy.
-        if not isinstance(error, OSError) and shutil.disk_usage(path.parent).free < _FULL:
+        if _disk_is_full(error, path.parent):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _disk_is_full(error: Exception, folder: Path) -> bool:
+    """Tell whether writing failed for want of space; libraries say so each in its own way."""
+    if isinstance(error, OSError):
+        return error.errno in NO_SPACE
+    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < _FULL
 
 
 def write_text(path: Path, text: str) -> None:
