@@ -25,16 +25,24 @@ def written_atomically(path: Path) -> Iterator[Path]:
     # The suffix stays last because image writers choose the format by it.
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
     try:
-        yield temporary
-        with open(temporary, 'r+b') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with full_disk_named(path):
+            yield temporary
+            with open(temporary, 'r+b') as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turn whatever a writer raises for want of space into an OSError (ENOSPC) that names `path`."""
+    try:
+        yield
     except Exception as error:
         if _disk_is_full(error, path.parent):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:
