@@ -36,7 +36,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """Turn whatever a writer raises for want of space into an OSError (ENOSPC) that names `path`."""
+    """Turn what a writer raises for want of space into an OSError (ENOSPC) that names `path`."""
     try:
         yield
     except Exception as error:
