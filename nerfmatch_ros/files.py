@@ -25,17 +25,31 @@ def written_atomically(path: Path) -> Iterator[Path]:
     # The suffix stays last because image writers choose the format by it.
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
     try:
-        yield temporary
-        with open(temporary, 'r+b') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        # The libraries have errors of their own for it, which name neither cause nor remedy.
-        if not isinstance(error, OSError) and shutil.disk_usage(path.parent).free < _FULL:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
+        with full_disk_named(path):
+            yield temporary
+            with open(temporary, 'r+b') as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turn what a writer raises for want of space into an OSError (ENOSPC) that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if _disk_is_full(error, path.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def _disk_is_full(error: Exception, folder: Path) -> bool:
+    """Tell whether writing failed for want of space; libraries say so each in its own way."""
+    if isinstance(error, OSError):
+        return error.errno in NO_SPACE
+    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < _FULL
 
 
 def write_text(path: Path, text: str) -> None:

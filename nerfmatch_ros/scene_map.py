@@ -20,7 +20,7 @@ from nerfmatch_ros.config import dump_yaml, from_dict, load_yaml, to_dict
 from nerfmatch_ros.data.posed_image import are_poses, checked_pose
 from nerfmatch_ros.data.working_image import check_working_size, working_view, WorkingView
 from nerfmatch_ros.errors import ConfigError, DataError, MapError
-from nerfmatch_ros.files import file_sha256
+from nerfmatch_ros.files import file_sha256, full_disk_named
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
@@ -280,7 +280,8 @@ def _partial(folder: Path) -> Iterator[Path]:
     partial = folder.with_name(folder.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        yield partial
+        with full_disk_named(folder):
+            yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
