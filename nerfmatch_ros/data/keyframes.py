@@ -7,7 +7,7 @@ import numpy as np
 
 SHARPNESS_WIDTH = 640  # pixels across that a picture is judged at, if it is larger
 _BLOCK = 512  # frames looked ahead at a time
-_HALVINGS = 40  # of the interval that the stride is sought in
+_LONGEST_STEP = 5.0  # from start to start, in medians of all steps
 
 
 def increasing(stamps: np.ndarray) -> np.ndarray:
@@ -51,8 +51,7 @@ def motion_segments(poses: np.ndarray, metres: float, radians: float) -> np.ndar
         block = poses[ahead:ahead + _BLOCK]
         anchor = poses[starts[-1]]
         away = np.linalg.norm(block[:, :3, 3] - anchor[:3, 3], axis=1) >= metres
-        cosine = (np.einsum('ij,nij->n', anchor[:3, :3], block[:, :3, :3]) - 1) / 2
-        away |= np.arccos(np.clip(cosine, -1, 1)) >= radians
+        away |= _angles(anchor[:3, :3], block[:, :3, :3]) >= radians
         first = int(np.argmax(away))
         if away[first]:
             starts.append(ahead + first)
@@ -66,29 +65,29 @@ def segments_within(
     poses: np.ndarray, metres: float, radians: float, most: int,
 ) -> tuple[np.ndarray, float]:
     """
-    Give the starts of at most `most` segments (S,), and the factor that both strides took for it.
+    Give the starts of at most `most` segments (S,), and how many strides long they are.
 
-    The factor is 1 where the strides as they are give few enough, and where one of them is 0:
-    then segments of equally many frames are given.
+    That is 1 where the strides as they are give few enough; else segments follow one another and
+    share the way evenly. Where a stride is 0 they share the frames evenly.
     """
-    starts, factor = motion_segments(poses, metres, radians), 1.0
+    starts = motion_segments(poses, metres, radians)
     if len(starts) <= most:
-        return starts, factor
+        return starts, 1.0
     if not metres or not radians:
         return even_segments(len(poses), most), 1.0
-    low, high = 1.0, 2.0
-    while len(starts := motion_segments(poses, high * metres, high * radians)) > most:
-        low, high = high, 2 * high
-    for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
-        found = motion_segments(poses, middle * metres, middle * radians)
-        if len(found) > most:
-            low = middle
-        else:
-            high, starts = middle, found
-        if high < 1.001 * low:
-            break
-    return starts, high
+    # Measured from start to start, as what shakes about its place would make a long way of it.
+    first, second = poses[starts[:-1]], poses[starts[1:]]
+    moved = np.linalg.norm(second[:, :3, 3] - first[:, :3, 3], axis=1) / metres
+    turned = _angles(first[:, :3, :3], second[:, :3, :3]) / radians
+    steps = np.maximum(moved, turned)
+    # A jump takes as little of the segments as the robot needs to look around.
+    way = np.concatenate(([0.0], np.cumsum(np.minimum(steps, _LONGEST_STEP * np.median(steps)))))
+    number = np.arange(most)
+    nearest = np.searchsorted(way[:-1] + np.diff(way) / 2, number / most * way[-1])
+    # No start twice, and for the last ones as many left as there are.
+    chosen = np.maximum.accumulate(nearest - number) + number
+    chosen = np.minimum(chosen, len(starts) - most + number)
+    return starts[chosen], float(steps.sum() / most)
 
 
 def even_segments(count: int, most: int) -> np.ndarray:
@@ -118,3 +117,9 @@ def sharpness(rgb: np.ndarray) -> float:
         size = (SHARPNESS_WIDTH, max(1, round(height * SHARPNESS_WIDTH / width)))
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
     return float(cv2.Laplacian(grey, cv2.CV_32F).var())
+
+
+def _angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Give the angles (N,), radians, between rotations (N, 3, 3) or (3, 3) and (N, 3, 3)."""
+    trace = (first * second).sum(axis=(-2, -1))
+    return np.arccos(np.clip((trace - 1) / 2, -1, 1))

@@ -102,23 +102,24 @@ def draw_streams(drive: Any, streams: Mapping[str, Sequence[Any]], path: Path) -
 
 
 def draw_way(
-    centres: np.ndarray, kept: np.ndarray, forward: Sequence[np.ndarray], path: Path, *,
-    title: str,
+    poses: np.ndarray, kept: np.ndarray, path: Path, *, title: str, z_up: bool,
 ) -> None:
     """
-    Draw the way of a camera along the two axes of largest extent, with the keyframes on it.
+    Draw the way of a camera, from above or along the axes of largest extent, with the keyframes.
 
-    centres: (N, 3) metres; kept: (N,) bool, the keyframes; forward: (N, 3) optical axes, length 1.
+    poses: (N, 4, 4) frame_from_camera, metres, NaN where the way has a gap; kept: (N,) bool, the
+    keyframes.
     """
-    a, b = plane_of_largest_extent(centres)
-    low, high = centres.min(axis=0), centres.max(axis=0)
+    centres, looks = poses[:, :3, 3], poses[kept, :3, 2]
+    known = centres[np.isfinite(centres[:, 0])]
+    a, b = (0, 1) if z_up else plane_of_largest_extent(known)
+    low, high = known.min(axis=0), known.max(axis=0)
     margin = max(0.1 * (high - low).max(), 0.05)
-    looks = np.asarray(forward)[kept]
     figure = Figure(figsize=(9, 7), layout='constrained')
     axes = figure.subplots()
     axes.plot(centres[:, a], centres[:, b], c='0.7', linewidth=0.8, label='way')
-    axes.plot(centres[:1, a], centres[:1, b], 'o', c='C2', markersize=9, label='start')
-    axes.plot(centres[-1:, a], centres[-1:, b], 's', c='C3', markersize=8, label='end')
+    axes.plot(known[:1, a], known[:1, b], 'o', c='C2', markersize=9, label='start')
+    axes.plot(known[-1:, a], known[-1:, b], 's', c='C3', markersize=8, label='end')
     axes.quiver(centres[kept, a], centres[kept, b], looks[:, a], looks[:, b], color='C0',
                 angles='xy', scale_units='xy', scale=1 / (0.6 * margin), width=0.0015, alpha=0.6)
     axes.plot(centres[kept, a], centres[kept, b], '.', c='C0', markersize=4,

@@ -63,11 +63,12 @@ def write_reports(folder: Path, frames: Sequence[Frame], report: dict, title: st
         'meaning': {kind: OUTCOMES[kind] for kind in counts if kind in OUTCOMES},
         'first_detail': faults, **report}), indent=2) + '\n')
     write_text(folder / FRAMES, _table(frames))
-    posed = [frame for frame in frames if frame.pose is not None]
-    if posed:
-        draw_way(np.array([frame.pose[:3, 3] for frame in posed]),
-                 np.array([frame.outcome == KEPT for frame in posed]),
-                 [frame.pose[:3, 2] for frame in posed], folder / PICTURE, title=title)
+    way = [frame for frame in frames if frame.pose is not None or frame.outcome == 'no_pose']
+    if any(frame.pose is not None for frame in way):
+        unknown = np.full((4, 4), np.nan)
+        draw_way(np.array([unknown if frame.pose is None else frame.pose for frame in way]),
+                 np.array([frame.outcome == KEPT for frame in way]), folder / PICTURE,
+                 title=title, z_up=report['z_up'])
 
 
 def _table(frames: Sequence[Frame]) -> str:
