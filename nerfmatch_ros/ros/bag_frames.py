@@ -20,6 +20,7 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.ros.bag import REPAIR
 from nerfmatch_ros.ros.bag_camera import BagCamera
 from nerfmatch_ros.ros.bag_keyframes import candidates, Report, take_pictures
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
@@ -169,6 +170,8 @@ def _report(
 ) -> dict:
     """Give what is said of the whole bag."""
     notes = [] if way is None else list(way.notes)
+    notes += [f'{count} messages on {topic} are lost, the bag is damaged: {REPAIR}'
+              for topic, count in scan.missing.items()]
     notes += [f'{count} transforms not taken: {what} (a tree of frames has finite numbers, '
               'quaternions of length 1 and two names)'
               for what, count in scan.transforms.refused.items()]

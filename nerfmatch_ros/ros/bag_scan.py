@@ -54,6 +54,7 @@ class BagScan:
     transform_topics: tuple[str, ...]
     poses: PoseTopic | None
     pose_topics: str  # what could be given as one, for the text of an error
+    missing: dict[str, int]  # messages by topic that the bag counts but does not have
 
 
 def scan_bag(
@@ -69,8 +70,10 @@ def scan_bag(
         transforms = topics.transform_topics(bag, image_topic)
         info_topics = bag.names_of(messages.CAMERA_INFO)
         wanted = {image_topic, *transforms, *info_topics, *([pose_name] if pose_name else ())}
-        total = max(1, sum(bag.counts[name] for name in wanted))
+        missing = {name: bag.counts[name] for name in wanted}
+        total = max(1, sum(missing.values()))
         for number, (name, received, data) in enumerate(bag.serialized(wanted), start=1):
+            missing[name] -= 1
             if name == image_topic:
                 images.append(_scan_image(received, data))
             elif name in transforms:
@@ -84,7 +87,8 @@ def scan_bag(
         report(1.0, {'images': len(images)})
         return BagScan(
             Path(path), image_topic, bag.topics[image_topic].type == messages.COMPRESSED_IMAGE,
-            images, infos, log, tuple(transforms), poses, topics.pose_topics(bag))
+            images, infos, log, tuple(transforms), poses, topics.pose_topics(bag),
+            {name: count for name, count in sorted(missing.items()) if count > 0})
 
 
 def _scan_image(received: int, data: bytes) -> ScannedImage:

@@ -39,15 +39,16 @@ class FrameFolder:
         with self.guarded():
             mark = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
             path = self.folder / MARK
-            if path.is_file():
+            if path.is_file() and self._begun():
                 self._check(mark)
-            elif self.folder.exists() and (
+            elif not path.is_file() and self.folder.exists() and (
                     not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise DataError(f'{self.folder} is not empty and holds no frames of a bag; '
                                 'choose another folder')
             else:
                 (self.folder / PICTURES).mkdir(parents=True, exist_ok=True)
                 write_text(path, json.dumps({'mark': mark, 'finished': False}))
+                (self.folder / JOURNAL).unlink(missing_ok=True)
             (self.folder / PICTURES).mkdir(exist_ok=True)
             for torn in (*self.folder.glob('.*'), *(self.folder / PICTURES).glob('.*')):
                 torn.unlink()
@@ -79,6 +80,10 @@ class FrameFolder:
             raise DataError(
                 f'{self.folder} cannot be written: {error}. What is there is whole; make room or '
                 'give write permission and repeat the command, it goes on from here') from error
+
+    def _begun(self) -> bool:
+        """Tell whether a picture is there: of a bag that could not be read there is none."""
+        return any((self.folder / PICTURES).glob('[!.]*'))
 
     def _check(self, mark: str) -> None:
         try:
