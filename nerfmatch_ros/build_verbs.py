@@ -54,6 +54,7 @@ def build(
     """Make a map from posed photographs, or from the bag of a robot."""
     from nerfmatch_ros.config import choose_device, from_dict, load_yaml
     from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.files import written_atomically
     from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
     if minutes is not None and not minutes > 0:
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
@@ -61,6 +62,12 @@ def build(
         raise ConfigError('a map is made of photographs or of a bag: give --images or --bag')
     if bag is None and (frames != WITHOUT_BAG or camera is not None):
         raise ConfigError('topics, frames and keyframes are those of a bag: give --bag too')
+    values = {} if config is None else load_yaml(config)
+    build_config = from_dict(BuildConfig, values or {}, str(config))
+    chosen, given = choose_device(device), {}
+    if field is not None:
+        from nerfmatch_ros.field_file import FieldFile
+        given = {'given': FieldFile.load(field)}
     extracted = None
     if bag is not None:
         extracted = _extract(bag, output.with_name(output.name + '.build') / 'frames', frames,
@@ -71,19 +78,15 @@ def build(
     if poses == 'rough':
         raise ConfigError('poses that are rough cannot be registered yet; give --poses exact to '
                           'build with them as they are')
-    values = {} if config is None else load_yaml(config)
-    given = {}
-    if field is not None:
-        from nerfmatch_ros.field_file import FieldFile
-        given = {'given': FieldFile.load(field)}
-    reports = {} if extracted is None else extracted.files()
+    # The build removes its own folder in the end, and the frames with it.
+    reports = {} if extracted is None else extracted.reports()
     build_map(
         read_posed_images(images, None if split == 'all' else split or 'train',
                           annotations=annotations, masks=masks), output,
-        from_dict(BuildConfig, values or {}, str(config)),
-        device=choose_device(device), minutes=minutes, **given)
+        build_config, device=chosen, minutes=minutes, **given)
     for name, content in reports.items():
-        (output / name).write_bytes(content)
+        with written_atomically(output / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def frames(

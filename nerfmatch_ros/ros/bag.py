@@ -115,6 +115,9 @@ class BagReader:
 
     def __enter__(self) -> 'BagReader':
         """Open it and read which topics it has."""
+        if self.path.suffix == '.bag':
+            raise DataError(f'the bag {self.path} is one of ROS 1; convert it with '
+                            f'`rosbags-convert --src {self.path} --dst {self.path.stem}`')
         try:
             self._reader = Reader(_storage(self.path))
             self._reader.open()

@@ -68,8 +68,8 @@ class ExtractedFrames:
                             'extract the frames anew') from error
 
 
-    def files(self) -> dict[str, bytes]:
-        """Give the report, the table and the picture, to be kept beside the map under a name."""
+    def reports(self) -> dict[str, bytes]:
+        """Give report, table and picture by the names that they have in the folder of a map."""
         return {f'bag_{name}': (self.folder / name).read_bytes()
                 for name in (REPORT, FRAMES, PICTURE) if (self.folder / name).is_file()}
 
@@ -90,9 +90,11 @@ def extract_frames(
     distances in time; bar: begins a stage and gives the function that moves its bar. Raises a
     DataError for what no map could be made of.
     """
-    options, folder = options or BagFrameOptions(), Path(folder)
+    options, bag, folder = options or BagFrameOptions(), Path(bag), Path(folder)
+    if not bag.exists():
+        raise DataError(f'the bag {bag} does not exist')
     place = FrameFolder(folder)
-    journal = place.begin(_identity(Path(bag), options, camera, with_poses))
+    journal = place.begin(_identity(bag, options, camera, with_poses))
     if place.finished:
         log.info('the frames of %s are in %s already', bag, folder)
         return ExtractedFrames.load(folder)

@@ -58,7 +58,9 @@ def take_pictures(
             report(1 - remaining / len(segment_of), {'keyframes': picker.kept + len(done)})
             if not remaining:
                 break
-    picker.settle(current, segments[current])
+    if current is not None:
+        picker.settle(current, segments[current])
+    report(1.0, {'keyframes': picker.kept + len(done)})
 
 
 def _restore(place: FrameFolder, frames: list[Frame], journal: list[dict]) -> set[int]:

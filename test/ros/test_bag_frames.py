@@ -503,6 +503,18 @@ def test_messages_that_a_damage_hides_are_told_of(tmp_path):
                for note in found.report['notes'])
 
 
+def test_what_is_no_bag_of_ros_2_is_an_error_before_anything_is_written(tmp_path):
+    (tmp_path / 'old.bag').write_bytes(b'#ROSBAG V2.0')
+    with pytest.raises(DataError, match='old.bag is one of ROS 1; .*rosbags-convert'):
+        extract_frames(tmp_path / 'old.bag', tmp_path / 'a')
+    with pytest.raises(DataError, match='nowhere does not exist'):
+        extract_frames(tmp_path / 'nowhere', tmp_path / 'b')
+    assert not (tmp_path / 'b').exists()
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(DataError, match='empty cannot be read: .*neither a metadata.yaml nor'):
+        extract_frames(tmp_path / 'empty', tmp_path / 'c')
+
+
 def test_pictures_alone_are_taken_evenly_in_time_with_their_camera(tmp_path):
     bag = write(tmp_path / 'bag', drive(20, transforms=False, extrinsic=False))
     found = extract_frames(bag, tmp_path / 'frames', BagFrameOptions(max_images=5),
