@@ -6,10 +6,12 @@ Written as mcap, with the metadata of version 8: the newest that ROS 2 Humble re
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+import errno
 import os
 from pathlib import Path
 import shutil
 import struct
+import tempfile
 from typing import Any
 
 from nerfmatch_ros.errors import DataError
@@ -123,6 +125,9 @@ class BagReader:
             self._reader.open()
         except Exception as error:  # noqa: BLE001 - sqlite, lz4 and zstd have errors of their own
             remedy = f'; {REPAIR}' if self.path.exists() else ''
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                remedy = (f'; a compressed bag is unpacked into {tempfile.gettempdir()}, make room '
+                          'there or name another folder in TMPDIR')
             raise DataError(f'the bag {self.path} cannot be read: {error}{remedy}') from error
         for connection in self._reader.connections:
             # A topic that was recorded from several publishers is there several times.

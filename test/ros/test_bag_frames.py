@@ -1,9 +1,11 @@
 """Posed photographs from bags as robots record them."""
 
 import csv
+import errno
 import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -451,6 +453,17 @@ def test_a_full_disk_is_an_error_that_leaves_no_half_picture_and_needs_no_ros(tm
     printed = capsys.readouterr().out
     assert '6 of 6 images kept' in printed and "poses: rough, in 'odom'" in printed
     check_drive(tmp_path / 'frames', 6)
+
+
+def test_no_room_to_unpack_a_compressed_bag_is_an_error_that_says_where(tmp_path, monkeypatch):
+    bag = write(tmp_path / 'bag', drive(3), storage='sqlite3', compression='file')
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, 'copyfileobj', full)
+    with pytest.raises(DataError, match='No space left.*unpacked into .*TMPDIR'):
+        extract_frames(bag, tmp_path / 'frames')
 
 
 def test_damaged_bags_are_errors_that_say_what_was_read_and_how_to_repair(tmp_path):
