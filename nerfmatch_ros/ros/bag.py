@@ -126,8 +126,8 @@ class BagReader:
         except Exception as error:  # noqa: BLE001 - sqlite, lz4 and zstd have errors of their own
             remedy = f'; {REPAIR}' if self.path.exists() else ''
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                remedy = (f'; a compressed bag is unpacked into {tempfile.gettempdir()}, make room '
-                          'there or name another folder in TMPDIR')
+                remedy = (f'; a compressed bag is unpacked into {tempfile.gettempdir()}, make '
+                          'room there or name another folder in TMPDIR')
             raise DataError(f'the bag {self.path} cannot be read: {error}{remedy}') from error
         for connection in self._reader.connections:
             # A topic that was recorded from several publishers is there several times.
