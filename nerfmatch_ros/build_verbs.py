@@ -1,25 +1,42 @@
-"""The verb `nerfmatch build`: what a robot or a photographer recorded becomes a map."""
+"""The verbs `nerfmatch build | frames`: what a robot or a photographer recorded becomes a map."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TYPE_CHECKING
 
 from nerfmatch_ros.errors import ConfigError
-from tyro.conf import arg
+from nerfmatch_ros.ros.bag_options import BagFrameOptions
+from tyro.conf import arg, OmitArgPrefixes
+
+if TYPE_CHECKING:
+    from nerfmatch_ros.ros.bag_frames import ExtractedFrames
+
+WITHOUT_BAG = BagFrameOptions()
+Bag = Annotated[Path, arg(help='ROS 2 bag, mcap or sqlite3, with images, their camera_info, and '
+                               'poses on /tf or a topic')]
+BagCamera = Annotated[Path | None, arg(
+    metavar='FILE', help='YAML file with model, width, height, fx, fy, cx, cy, distortion: of a '
+    "bag's images, instead of their camera_info")]
 
 
 def build(
     *,
-    images: Annotated[Path, arg(
+    images: Annotated[Path | None, arg(
         help='folder with transforms.json, a COLMAP model, or a scene of Cambridge Landmarks or '
-             '7-Scenes')],
+             '7-Scenes')] = None,
+    bag: Annotated[Path | None, arg(
+        help='ROS 2 bag instead, mcap or sqlite3, with images, their camera_info, and poses on '
+             '/tf or a topic')] = None,
     output: Annotated[Path, arg(help='folder of the map; a build that was cut short goes on')],
+    poses: Annotated[Literal['auto', 'exact', 'rough'], arg(
+        help='how good the given poses are; auto: rough if they are odometry of a bag, else '
+             'exact')] = 'auto',
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
-    split: Annotated[
-        Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")
-    ] = 'train',
+    split: Annotated[Literal['train', 'test', 'all'] | None, arg(
+        help="frames marked with this split, or 'all'; else train, and all of a bag")] = None,
     field: Annotated[Path | None, arg(
         help='folder made by nerfmatch import; the map gets this field and trains none')] = None,
     annotations: Annotated[Path | None, arg(
@@ -31,20 +48,75 @@ def build(
         "white = masked")] = None,
     device: Annotated[str, arg(
         help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')] = 'auto',
+    camera: BagCamera = None,
+    frames: OmitArgPrefixes[BagFrameOptions] = WITHOUT_BAG,
 ) -> None:
-    """Make a map from posed photographs."""
+    """Make a map from posed photographs, or from the bag of a robot."""
     from nerfmatch_ros.config import choose_device, from_dict, load_yaml
     from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.files import written_atomically
     from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
     if minutes is not None and not minutes > 0:
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
+    if (images is None) == (bag is None):
+        raise ConfigError('a map is made of photographs or of a bag: give --images or --bag')
+    if bag is None and (frames != WITHOUT_BAG or camera is not None):
+        raise ConfigError('topics, frames and keyframes are those of a bag: give --bag too')
     values = {} if config is None else load_yaml(config)
-    given = {}
+    build_config = from_dict(BuildConfig, values or {}, str(config))
+    chosen, given = choose_device(device), {}
     if field is not None:
         from nerfmatch_ros.field_file import FieldFile
         given = {'given': FieldFile.load(field)}
+    extracted = None
+    if bag is not None:
+        extracted = _extract(bag, output.with_name(output.name + '.build') / 'frames', frames,
+                             camera)
+        images, split = extracted.folder, split or 'all'
+    if poses == 'auto':
+        poses = 'exact' if extracted is None else extracted.quality
+    if poses == 'rough':
+        raise ConfigError('poses that are rough cannot be registered yet; give --poses exact to '
+                          'build with them as they are')
+    # The build removes its own folder in the end, and the frames with it.
+    reports = {} if extracted is None else extracted.reports()
     build_map(
-        read_posed_images(images, None if split == 'all' else split, annotations=annotations,
-                          masks=masks), output,
-        from_dict(BuildConfig, values or {}, str(config)),
-        device=choose_device(device), minutes=minutes, **given)
+        read_posed_images(images, None if split == 'all' else split or 'train',
+                          annotations=annotations, masks=masks), output,
+        build_config, device=chosen, minutes=minutes, **given)
+    for name, content in reports.items():
+        with written_atomically(output / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def frames(
+    *,
+    bag: Bag,
+    output: Annotated[Path, arg(
+        help='folder for transforms.json, pictures, and a report of what became of each image; '
+             'what was cut short goes on')],
+    camera: BagCamera = None,
+    frames: OmitArgPrefixes[BagFrameOptions] = WITHOUT_BAG,
+) -> None:
+    """Take posed photographs from the bag of a robot, for build, evaluate and bench."""
+    extracted = _extract(bag, output, frames, camera)
+    report = extracted.report
+    dropped = ', '.join(f'{count} {kind}' for kind, count in report['dropped'].items())
+    print(f"{report['kept']} of {report['frames_read']} images kept in {output}"
+          + (f' (dropped: {dropped})' if dropped else ''))
+    print(f"poses: {extracted.quality}, in '{extracted.frame}', from {report['poses_from']}; "
+          f"{report['gravity']}")
+
+
+def _extract(
+    bag: Path, folder: Path, options: BagFrameOptions, camera: Path | None,
+) -> ExtractedFrames:
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.mapping.progress_bars import ProgressBars
+    from nerfmatch_ros.ros.bag_frames import extract_frames
+    if os.environ.get('WORLD_SIZE', '1') != '1':
+        raise ConfigError('a bag is read by one process: run `nerfmatch frames` without torchrun '
+                          'first and give its folder as --images')
+    with ProgressBars(shown=True) as bars:
+        return extract_frames(bag, folder, options, bar=bars.bar,
+                              camera=None if camera is None else read_camera(camera))

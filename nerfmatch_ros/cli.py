@@ -1,6 +1,6 @@
 """
-The command line: `nerfmatch build | train-matcher | surface-cache | localize | evaluate | bench |
-import | inspect | render | bag | replay | doctor | demo`.
+The command line: `nerfmatch build | frames | train-matcher | surface-cache | localize | evaluate |
+bench | import | inspect | render | bag | replay | doctor | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -16,7 +16,7 @@ import shlex
 import sys
 from typing import Annotated, Literal
 
-from nerfmatch_ros.build_verbs import build
+from nerfmatch_ros.build_verbs import build, frames
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.files import NO_SPACE
 from nerfmatch_ros.import_verbs import import_verb
@@ -351,8 +351,9 @@ def doctor(
 
 
 VERBS = {
-    'build': build, 'train-matcher': train_matcher, 'surface-cache': surface_cache,
-    'localize': localize, 'evaluate': evaluate, 'bench': bench, 'bench refine': bench_refine,
+    'build': build, 'frames': frames, 'train-matcher': train_matcher,
+    'surface-cache': surface_cache, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
+    'bench refine': bench_refine,
     'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
     'doctor': doctor, 'demo': demo,
 }
