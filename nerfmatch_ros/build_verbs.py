@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import os
 from pathlib import Path
 from typing import Annotated, Literal, TYPE_CHECKING
@@ -11,6 +12,7 @@ from nerfmatch_ros.ros.bag_options import BagFrameOptions
 from tyro.conf import arg, OmitArgPrefixes
 
 if TYPE_CHECKING:
+    from nerfmatch_ros.mapping.build_config import BuildConfig
     from nerfmatch_ros.ros.bag_frames import ExtractedFrames
 
 WITHOUT_BAG = BagFrameOptions()
@@ -33,6 +35,9 @@ def build(
     poses: Annotated[Literal['auto', 'exact', 'rough'], arg(
         help='how good the given poses are; auto: rough if they are odometry of a bag, else '
              'exact')] = 'auto',
+    registration: Annotated[str | None, arg(
+        metavar='STEPS', help="how rough poses are mended: l2g, barf, features, or several joined "
+        "by '+'; else as configured")] = None,
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
     split: Annotated[Literal['train', 'test', 'all'] | None, arg(
@@ -75,18 +80,30 @@ def build(
         images, split = extracted.folder, split or 'all'
     if poses == 'auto':
         poses = 'exact' if extracted is None else extracted.quality
-    if poses == 'rough':
-        raise ConfigError('poses that are rough cannot be registered yet; give --poses exact to '
-                          'build with them as they are')
+    if registration is not None and poses != 'rough':
+        raise ConfigError(f'--registration mends rough poses, and these are {poses}; '
+                          'give --poses rough, or leave it out')
+    build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
     # The build removes its own folder in the end, and the frames with it.
     reports = {} if extracted is None else extracted.reports()
     build_map(
         read_posed_images(images, None if split == 'all' else split or 'train',
                           annotations=annotations, masks=masks), output,
-        build_config, device=chosen, minutes=minutes, **given)
+        build_config, device=chosen, minutes=minutes, rough=poses == 'rough', **given)
     for name, content in reports.items():
         with written_atomically(output / name) as temporary:
             temporary.write_bytes(content)
+
+
+def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) -> BuildConfig:
+    """Give the configuration with these steps; rough poses of a bag are those of odometry."""
+    from nerfmatch_ros.mapping.register_poses import checked_steps, ODOMETRY
+    options = config.registration
+    if steps is not None:
+        options = replace(options, steps=checked_steps(steps.split('+')))
+    if from_bag and options.odometry is None:
+        options = replace(options, odometry=ODOMETRY)
+    return replace(config, registration=options)
 
 
 def frames(

@@ -31,6 +31,7 @@ import torch
 BY_FIELD = ('l2g', 'barf')
 STEPS = (*BY_FIELD, 'features')
 TABLE = 'registration.csv'
+ODOMETRY = 0.02  # error of a motion as a share of it, where nothing else is known of a robot's
 
 
 @dataclass(frozen=True)
