@@ -19,7 +19,7 @@ from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.evaluation.document import number, row, text_of, with_section
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.geometry.pose import pose_distance
-from nerfmatch_ros.geometry.pose_alignment import align_poses
+from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping.register_poses import checked_steps, register, RegistrationConfig
 import numpy as np
 from rich.console import Console
@@ -79,7 +79,7 @@ class PoseErrorMeans:
     @staticmethod
     def of(poses: np.ndarray, exact: np.ndarray) -> 'PoseErrorMeans':
         """Compare poses (K, 4, 4) with the exact ones."""
-        aligned = align_poses(poses, exact).apply_to_pose(poses)
+        aligned = align_trajectories(poses, exact).apply_to_pose(poses)
         metres, radians = pose_distance(torch.from_numpy(aligned), torch.from_numpy(exact))
         return PoseErrorMeans(float(metres.mean()), float(torch.rad2deg(radians).mean()))
 

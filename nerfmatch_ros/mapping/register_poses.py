@@ -21,7 +21,7 @@ from nerfmatch_ros.data.tum import numbers_from_pose
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.geometry.pose import pose_distance
-from nerfmatch_ros.geometry.pose_alignment import align_poses
+from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping.consistent_poses import ConsistencyConfig, make_consistent
 from nerfmatch_ros.mapping.pose_prior import PosePrior
 from nerfmatch_ros.mapping.pose_registration import PoseRegistrationConfig, register_by_field
@@ -103,7 +103,7 @@ def register(
     return Registered(
         [replace(image, map_from_camera=pose) for image, pose in zip(images, poses)],
         {**notes, **_moved(given, poses), 'up': 'z of the given poses',
-         'given_from_registered_scale': align_poses(poses, given).scale})
+         'given_from_registered_scale': align_trajectories(poses, given, robust=True).scale})
 
 
 def _run(
