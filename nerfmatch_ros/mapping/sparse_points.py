@@ -17,6 +17,7 @@ from nerfmatch_ros.mapping.ray_intersection import (
     largest_angle,
     ray_errors,
 )
+from nerfmatch_ros.mapping.relative_pose import epipolar_error
 import numpy as np
 
 
@@ -62,7 +63,7 @@ def triangulate(
     matches, similarity = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     for i, j in neighbour_pairs(poses, neighbours, max_view_angle):
         pair, score = match_features(features[i], features[j], ratio)
-        error = _epipolar_error(
+        error = epipolar_error(
             directions[i][pair[:, 0]], directions[j][pair[:, 1]],
             features[i].pixel_angle[pair[:, 0]], features[j].pixel_angle[pair[:, 1]],
             centres[j] - centres[i])
@@ -116,22 +117,6 @@ def neighbour_pairs(
         for rank in [r for r in order if r < len(ranked)][:neighbours]:
             pairs.add((min(i, int(ranked[rank])), max(i, int(ranked[rank]))))
     return sorted(pairs)
-
-
-def _epipolar_error(
-    a: np.ndarray, b: np.ndarray, a_pixel: np.ndarray, b_pixel: np.ndarray, baseline: np.ndarray,
-) -> np.ndarray:
-    """Give how far (N,), pixels, rays a and b (N, 3) miss each other's epipolar plane.
-
-    a_pixel, b_pixel: (N,) radians that a pixel spans; baseline: (3,) from a's origin to b's.
-    """
-
-    def miss(ray: np.ndarray, other: np.ndarray, pixel_angle: np.ndarray) -> np.ndarray:
-        normal = np.cross(baseline, other)
-        length = np.linalg.norm(normal, axis=-1)
-        return np.abs((normal * ray).sum(-1)) / np.maximum(length, 1e-12) / pixel_angle
-
-    return np.maximum(miss(a, b, a_pixel), miss(b, a, b_pixel))
 
 
 def _concatenate(parts: list[np.ndarray], columns: int | None = None) -> np.ndarray:
