@@ -4,7 +4,9 @@ Levenberg and Marquardt with the points eliminated (Schur complement; Triggs et 
 camera model works, since observations are unit rays. Letters: R, p = rotation and position of
 map_from_camera; X = a point; w = R v, an observed ray in the map's axes; u = (X - p) / |X - p|;
 residual = (u - w) / sigma, three numbers whose length is the angle between u and w, growing up to
-behind the camera. Perturbations of poses: position, then rotation, both along the map's axes.
+behind the camera. It is differentiated in the camera's axes, where turning the whole scene changes
+nothing, and written along the map's. Perturbations of poses: position, then rotation, both along
+the map's axes.
 """
 
 from collections.abc import Sequence
@@ -84,6 +86,9 @@ def adjust(
         improved = False
         while not improved and damping < _MOST_DAMPING:
             pose_step, point_step = _solve(normal, damping)
+            if not (np.isfinite(pose_step).all() and np.isfinite(point_step).all()):
+                damping *= 10
+                continue
             new_poses, new_points = moved(poses, pose_step), points + point_step
             new_cost = _cost(new_poses, new_points, observations, factors, loss_scale)
             improved = bool(new_cost <= cost)
@@ -192,7 +197,7 @@ def _linearise(
     by_pose = np.empty((len(u), 3, size))
     by_pose[:, :, :3] = -by_point
     if size == 6:
-        by_pose[:, :, 3:] = hat(w) / observations.sigma[:, None, None]
+        by_pose[:, :, 3:] = hat(u) / observations.sigma[:, None, None]
     pulled = weight[:, None, None] * by_pose.transpose(0, 2, 1)
     pose_blocks = sum_by(pulled @ by_pose, observations.image, count)
     pose_gradient = sum_by((pulled @ residual[..., None])[..., 0], observations.image, count)
@@ -256,7 +261,7 @@ def _reduced(normal: _Normal, damping: float) -> tuple[bsr_array, np.ndarray]:
 
 
 def _solve(normal: _Normal, damping: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give the damped steps of poses (K, d) and points (P, 3)."""
+    """Give the damped steps of poses (K, d) and points (P, 3); NaN if more damping is needed."""
     schur, right = _reduced(normal, damping)
     count, size = normal.pose_gradient.shape
     if count <= _DENSE_UP_TO:

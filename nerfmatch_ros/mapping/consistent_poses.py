@@ -25,7 +25,7 @@ from nerfmatch_ros.mapping.feature_pairs import (
     verify_pairs,
 )
 from nerfmatch_ros.mapping.feature_tracks import fitting, make_tracks, starting_points, Tracks
-from nerfmatch_ros.mapping.features import detect_features
+from nerfmatch_ros.mapping.features import detect_features, Features
 from nerfmatch_ros.mapping.pose_factors import AbsolutePoses, Motions, PoseFactors, Upright
 from nerfmatch_ros.mapping.pose_prior import PosePrior
 from nerfmatch_ros.mapping.rotation_averaging import average_rotations, turn_residuals
@@ -80,44 +80,55 @@ def make_consistent(
     Where too few photographs share keypoints, the poses come back as they were, `changed` False.
     """
     config = config or ConsistencyConfig()
-    if len(images) != len(prior.poses):
-        raise DataError(f'{len(images)} images but {len(prior.poses)} prior poses; '
-                        'give one for each image')
-    start = prior.poses if start is None else np.array(start, np.float64)
-    if start.shape != prior.poses.shape:
-        raise DataError(f'poses to start from have shape {start.shape}; '
-                        f'{prior.poses.shape} is needed')
+    _check(len(images), prior, start)
     features = []
     for number, image in enumerate(images):
         report(0.3 * number / len(images), {})
         features.append(detect_features(image, config.max_features, config.detection_side))
+    return consistent_with_features(
+        features, prior, names=[image.name for image in images], start=start, config=config,
+        closures=closures, report=lambda done, numbers: report(0.3 + 0.7 * done, numbers))
+
+
+def consistent_with_features(
+    features: Sequence[Features], prior: PosePrior, *, names: Sequence[str] | None = None,
+    start: np.ndarray | None = None, config: ConsistencyConfig | None = None,
+    closures: Motions | None = None,
+    report: Callable[[float, dict], None] = lambda done, numbers: None,
+) -> ConsistentPoses:
+    """Do what `make_consistent` does with the keypoints of K photographs; names: of the images."""
+    config = config or ConsistencyConfig()
+    count = len(features)
+    names = [str(k) for k in range(count)] if names is None else names
+    _check(count, prior, start)
+    start = prior.poses if start is None else np.array(start, np.float64)
     proposed = propose_pairs(start, prior.sequence, features, config.pairs)
     pairs = verify_pairs(features, proposed, config.pairs,
-                         lambda done: report(0.3 + 0.4 * done, {}))
+                         lambda done: report(0.6 * done, {}))
     rotations, pairs = _rotations(start, prior, pairs)
     tracks = make_tracks(features, pairs, per_image=config.tracks_per_image)
     turned = start.copy()
     turned[:, :3, :3] = rotations
-    report(0.7, {'pairs': len(pairs), 'tracks': len(tracks)})
+    report(0.6, {'pairs': len(pairs), 'tracks': len(tracks)})
     poses, points, tracks, sigma, factors = _adjusted(
         start, turned, prior, tracks, closures, config, report)
-    counts = np.bincount(tracks.image, minlength=len(images))
+    counts = np.bincount(tracks.image, minlength=count)
     tied = counts >= config.min_sightings
-    numbers = {'images': len(images), 'images_tied': int(tied.sum()), 'pairs_tried': len(proposed),
+    numbers = {'images': count, 'images_tied': int(tied.sum()), 'pairs_tried': len(proposed),
                'pairs': len(pairs), 'points': len(tracks), 'sightings': len(tracks.image)}
     if tied.sum() < config.fewest_images:
         LOG.warning('only %d of %d photographs show enough of the same things: poses stay as '
-                    'they are given', tied.sum(), len(images))
+                    'they are given', tied.sum(), count)
         return ConsistentPoses(start, _prior_covariances(prior), 0, np.zeros((0, 3)),
-                               tuple(range(len(images))), False, {**numbers, 'changed': False})
+                               tuple(range(count)), False, {**numbers, 'changed': False})
     covariances = pose_covariances(poses, points, tracks.observations(sigma), factors,
                                    loss_scale=config.loss_scale)
     report(1.0, {})
-    found = _closures(tracks, pairs, prior.sequence, len(images))
+    found = _closures(tracks, pairs, prior.sequence, count)
     loose = tuple(np.flatnonzero(~tied).tolist())
     if loose:
         LOG.warning('%d of %d photographs share too few keypoints with others, first %s: their '
-                    'poses are the given ones%s', len(loose), len(images), images[loose[0]].name,
+                    'poses are the given ones%s', len(loose), count, names[loose[0]],
                     ', carried along by odometry' if prior.odometry else '')
     errors = angular_errors(poses, points, tracks.observations(1.0))
     moved = np.linalg.norm(poses[:, :3, 3] - prior.poses[:, :3, 3], axis=-1)
@@ -127,8 +138,18 @@ def make_consistent(
         'moved_m': round(float(moved.mean()), 4),
         'position_std_m': round(float(np.sqrt(np.median(
             np.trace(covariances[:, :3, :3], axis1=1, axis2=2) / 3))), 5),
-        'loose': [images[k].name for k in loose]}
+        'loose': [names[k] for k in loose]}
     return ConsistentPoses(poses, covariances, found, points, loose, True, numbers)
+
+
+def _check(count: int, prior: PosePrior, start: np.ndarray | None) -> None:
+    """Refuse poses that do not belong to `count` images."""
+    if count != len(prior.poses):
+        raise DataError(f'{count} images but {len(prior.poses)} prior poses; '
+                        'give one for each image')
+    if start is not None and np.shape(start) != prior.poses.shape:
+        raise DataError(f'poses to start from have shape {np.shape(start)}; '
+                        f'{prior.poses.shape} is needed')
 
 
 def prior_factors(
@@ -198,7 +219,7 @@ def _adjusted(
                         loss_scale=loss, rotations_fixed=number == 0, max_steps=30,
                         tolerance=1e-3)
         poses, points = result.poses, result.points
-        report(0.75 + 0.05 * number, {})
+        report(0.7 + 0.05 * number, {})
     sigma = 1.0
     for limit in (4 * config.max_error, config.max_error):
         tracks = fitting(tracks, poses, limit, min_observations=3)
