@@ -287,7 +287,7 @@ def _inverted(blocks: np.ndarray, damping: float) -> np.ndarray:
     diagonal = blocks[:, np.arange(3), np.arange(3)]
     largest = np.maximum(diagonal.max(-1, keepdims=True), 1e-300)
     ridge = damping * np.maximum(diagonal, 1e-3 * largest) + 1e-12 * largest
-    damped = blocks.copy()
+    damped = blocks.astype(np.float64)
     damped[:, np.arange(3), np.arange(3)] += ridge
     damped /= largest[..., None]
     damped[diagonal.max(-1) <= 0] = np.eye(3)
