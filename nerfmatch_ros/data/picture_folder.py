@@ -1,14 +1,32 @@
 """Pictures of a folder, nothing known of their poses, and perhaps nothing of their camera."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from nerfmatch_ros.data.image_size import image_size
 from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.data.reader import has_poses, read_posed_images, with_splits
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.camera import Camera
 
 ENDINGS = ('.png', '.jpg', '.jpeg')
 _USUAL_FOCAL = 1.2  # times the longer side, of cameras that say nothing
+
+
+def without_poses(
+    folder: Path, split: str | None = None, camera: Camera | None = None,
+) -> tuple[list[PosedImage], bool]:
+    """Give a folder's images without poses, and whether their cameras are known.
+
+    A data set with poses gives its cameras and splits, and its poses are left out; any other
+    folder its pictures, which `camera` took. split: 'train', 'test' or None for all; without
+    splits in the data, every eighth image by name is for testing.
+    """
+    if camera is None and has_poses(folder):
+        images = read_posed_images(folder, split)
+        return [replace(image, map_from_camera=None) for image in images], True
+    images = with_splits(read_pictures(folder, camera))
+    return [image for image in images if split in (None, image.split)], camera is not None
 
 
 def read_pictures(folder: Path, camera: Camera | None = None) -> list[PosedImage]:

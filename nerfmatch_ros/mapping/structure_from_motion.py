@@ -72,7 +72,8 @@ def poses_from_motion(
         raise DataError(f'{len(images)} photographs are too few to find poses; {FEWEST} are the '
                         'least, dozens are better')
     config, work = config or MotionConfig(), Path(work)
-    names = [f'{number:06d}.png' for number in range(len(images))]
+    names = [f'{number:06d}{".png" if image.path is None else image.path.suffix.lower()}'
+             for number, image in enumerate(images)]
     quiet = pycolmap.logging.minloglevel
     pycolmap.logging.minloglevel = 2
     try:
