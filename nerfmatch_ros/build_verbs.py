@@ -9,7 +9,6 @@ from typing import Annotated, Literal, TYPE_CHECKING
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
-import numpy as np
 from tyro.conf import arg, OmitArgPrefixes
 
 if TYPE_CHECKING:
@@ -116,6 +115,7 @@ def _place(
     from nerfmatch_ros.mapping.motion_frame import KnownDistance
     from nerfmatch_ros.mapping.progress_bars import ProgressBars
     from nerfmatch_ros.mapping.structure_from_motion import poses_from_motion
+    import numpy as np
     if os.environ.get('WORLD_SIZE', '1') != '1':
         raise ConfigError('poses are found by one process: run without torchrun')
     rough = None
