@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal, TYPE_CHECKING
@@ -12,6 +13,7 @@ from nerfmatch_ros.ros.bag_options import BagFrameOptions
 from tyro.conf import arg, OmitArgPrefixes
 
 if TYPE_CHECKING:
+    from nerfmatch_ros.data.posed_image import PosedImage
     from nerfmatch_ros.mapping.build_config import BuildConfig
     from nerfmatch_ros.ros.bag_frames import ExtractedFrames
 
@@ -20,7 +22,8 @@ Bag = Annotated[Path, arg(help='ROS 2 bag, mcap or sqlite3, with images, their c
                                'poses on /tf or a topic')]
 BagCamera = Annotated[Path | None, arg(
     metavar='FILE', help='YAML file with model, width, height, fx, fy, cx, cy, distortion: of a '
-    "bag's images, instead of their camera_info")]
+    "bag's images, instead of their camera_info; or of pictures without poses, instead of having "
+    'it calibrated')]
 
 
 def build(
@@ -32,12 +35,16 @@ def build(
         help='ROS 2 bag instead, mcap or sqlite3, with images, their camera_info, and poses on '
              '/tf or a topic')] = None,
     output: Annotated[Path, arg(help='folder of the map; a build that was cut short goes on')],
-    poses: Annotated[Literal['auto', 'exact', 'rough'], arg(
+    poses: Annotated[Literal['auto', 'exact', 'rough', 'none'], arg(
         help='how good the given poses are; auto: rough if they are odometry of a bag, else '
-             'exact')] = 'auto',
+             'exact; none: they are found by structure from motion, for any folder of pictures, '
+             'and a bag gives no more than scale and direction')] = 'auto',
+    scale: Annotated[tuple[str, str, float] | None, arg(
+        metavar='IMAGE IMAGE METRES', help='with --poses none: how far apart two of the '
+        'pictures were taken')] = None,
     registration: Annotated[str | None, arg(
-        metavar='STEPS', help="how rough poses are mended: l2g, barf, features, or several joined "
-        "by '+'; else as configured")] = None,
+        metavar='STEPS', help='how rough poses are mended: l2g, barf, features, or several joined '
+        'by +; else as configured. With --poses none: how found ones are polished')] = None,
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
     split: Annotated[Literal['train', 'test', 'all'] | None, arg(
@@ -65,8 +72,13 @@ def build(
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
     if (images is None) == (bag is None):
         raise ConfigError('a map is made of photographs or of a bag: give --images or --bag')
-    if bag is None and (frames != WITHOUT_BAG or camera is not None):
+    if bag is None and (frames != WITHOUT_BAG or camera is not None and poses != 'none'):
         raise ConfigError('topics, frames and keyframes are those of a bag: give --bag too')
+    if scale is not None and (poses != 'none' or bag is not None):
+        raise ConfigError('--scale is for pictures without poses: give --images and --poses none')
+    if poses == 'none' and (annotations is not None or masks is not None or field is not None):
+        raise ConfigError('--annotations, --masks and --field belong to given poses; leave them '
+                          'out or give the poses')
     values = {} if config is None else load_yaml(config)
     build_config = from_dict(BuildConfig, values or {}, str(config))
     chosen, given = choose_device(device), {}
@@ -80,16 +92,20 @@ def build(
         images, split = extracted.folder, split or 'all'
     if poses == 'auto':
         poses = 'exact' if extracted is None else extracted.quality
-    if registration is not None and poses != 'rough':
-        raise ConfigError(f'--registration mends rough poses, and these are {poses}; '
+    if registration is not None and poses == 'exact':
+        raise ConfigError('--registration mends rough poses, and these are exact; '
                           'give --poses rough, or leave it out')
+    rough = poses == 'rough' or registration is not None
     build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
     # The build removes its own folder in the end, and the frames with it.
     reports = {} if extracted is None else extracted.reports()
-    build_map(
-        read_posed_images(images, None if split == 'all' else split or 'train',
-                          annotations=annotations, masks=masks), output,
-        build_config, device=chosen, minutes=minutes, rough=poses == 'rough', **given)
+    split = None if split == 'all' else split or 'train'
+    if poses == 'none':
+        posed, report = _place(images, split, camera, scale, output, from_bag=bag is not None)
+        reports['poses_from_motion.json'] = report
+    else:
+        posed = read_posed_images(images, split, annotations=annotations, masks=masks)
+    build_map(posed, output, build_config, device=chosen, minutes=minutes, rough=rough, **given)
     for name, content in reports.items():
         with written_atomically(output / name) as temporary:
             temporary.write_bytes(content)
@@ -104,6 +120,35 @@ def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) ->
     if from_bag and options.odometry is None:
         options = replace(options, odometry=ODOMETRY)
     return replace(config, registration=options)
+
+
+def _place(
+    folder: Path, split: str | None, camera: Path | None, scale: tuple[str, str, float] | None,
+    output: Path, *, from_bag: bool,
+) -> tuple[list[PosedImage], bytes]:
+    """Find the poses of pictures; gives the images that have one, and the report."""
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.data.picture_folder import without_poses
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.mapping.motion_frame import KnownDistance
+    from nerfmatch_ros.mapping.progress_bars import ProgressBars
+    from nerfmatch_ros.mapping.structure_from_motion import poses_from_motion
+    import numpy as np
+    if os.environ.get('WORLD_SIZE', '1') != '1':
+        raise ConfigError('poses are found by one process: run without torchrun')
+    rough = None
+    if from_bag:
+        pictures, calibrated = read_posed_images(folder, split), True
+        rough = np.stack([image.map_from_camera for image in pictures])
+    else:
+        pictures, calibrated = without_poses(
+            folder, split, None if camera is None else read_camera(camera))
+    with ProgressBars(shown=True) as bars:
+        found = poses_from_motion(
+            pictures, output.with_name(output.name + '.build') / 'motion', calibrated=calibrated,
+            rough=rough, distance=None if scale is None else KnownDistance(*scale),
+            report=bars.bar('poses'))
+    return found.images, (json.dumps(found.numbers, indent=1) + '\n').encode()
 
 
 def frames(

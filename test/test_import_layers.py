@@ -29,7 +29,7 @@ DOORS = {
     'faiss': {'retrieval.py'},
     'matplotlib': {'evaluation/pictures.py'},
     'tyro': {'build_verbs.py', 'cli.py', 'import_verbs.py', 'train_verbs.py'},
-    'pycolmap': {'data/colmap.py'},
+    'pycolmap': {'data/colmap.py', 'mapping/structure_from_motion.py'},
     'lightning_fabric': {'mapping/'},
     'rosbags': {'ros/bag'},
     'rclpy': {'ros/'},

@@ -37,6 +37,7 @@ _ANCHOR = (1e-4, 1e-4)  # metres, radians: where odometry begins is the map's fr
 _WIDE_LOSSES = (40.0, 10.0)  # pixels, of the adjustments that begin far from the minimum
 _RAYLEIGH_MEDIAN = math.sqrt(2 * math.log(2))  # median length of 2-D normal noise
 _SIGMA_FLOOR = 0.5  # pixels; keypoints are never trusted to be better than this
+_ENOUGH = 4  # times the least sightings; an image with fewer takes points that two images see
 _APART = 5  # tracks in common; with fewer, a frame does not see what another saw
 
 
@@ -222,7 +223,7 @@ def _adjusted(
         report(0.7 + 0.05 * number, {})
     sigma = 1.0
     for limit in (4 * config.max_error, config.max_error):
-        tracks = fitting(tracks, poses, limit, min_observations=3)
+        tracks = fitting(tracks, poses, limit, enough=_ENOUGH * config.min_sightings)
         points = starting_points(tracks, poses)
         factors = factors_of(tracks)
         result = adjust(poses, points, tracks.observations(sigma), factors,

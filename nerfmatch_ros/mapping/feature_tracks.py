@@ -80,13 +80,20 @@ def _covering(tracks: Tracks, images: int, per_image: int) -> np.ndarray:
     return keep
 
 
-def fitting(
-    tracks: Tracks, poses: np.ndarray, max_error: float, min_observations: int,
-) -> Tracks:
-    """Drop the sightings that agree with no point under poses (K, 4, 4), within some pixels."""
+def fitting(tracks: Tracks, poses: np.ndarray, max_error: float, enough: int) -> Tracks:
+    """Drop the sightings that agree with no point under poses (K, 4, 4), within some pixels.
+
+    Two rays meet wherever they are wrong by the same, so points of two sightings count only where
+    one of the images has fewer than `enough` sightings of points that three images see.
+    """
     rays, origins = tracks.world(poses)
-    return tracks.chosen(fit_robustly(
-        rays, origins, tracks.pixel_angle, tracks.track, max_error, min_observations))
+    kept = tracks.chosen(fit_robustly(
+        rays, origins, tracks.pixel_angle, tracks.track, max_error, 2))
+    confirmed = np.bincount(kept.track)[kept.track] > 2
+    sightings = np.bincount(kept.image[confirmed], minlength=len(poses))
+    helps = np.zeros(len(kept), bool)
+    helps[kept.track[sightings[kept.image] < enough]] = True
+    return kept.chosen(confirmed | helps[kept.track])
 
 
 def starting_points(tracks: Tracks, poses: np.ndarray) -> np.ndarray:
