@@ -9,7 +9,11 @@ from nerfmatch_ros.data.pose_noise import drifting
 from nerfmatch_ros.data.reader import read_posed_images
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.rigid_alignment import align
-from nerfmatch_ros.mapping.consistent_poses import consistent_with_features, make_consistent
+from nerfmatch_ros.mapping.consistent_poses import (
+    ConsistencyConfig,
+    consistent_with_features,
+    make_consistent,
+)
 from nerfmatch_ros.mapping.feature_pairs import PairConfig, propose_pairs, similar_pairs
 from nerfmatch_ros.mapping.pose_factors import Motions
 from nerfmatch_ros.mapping.pose_prior import PosePrior
@@ -251,3 +255,25 @@ def test_drift_in_a_kitchen_is_taken_out():
     before, after = (errors(aligned(poses, truth), truth) for poses in (rough, result.poses))
     assert after[0].mean() < 0.01
     assert after[1].mean() < before[1].mean() / 4
+
+
+def test_a_lens_that_the_calibration_misses_does_not_bend_the_way():
+    bent = replace(CAMERA, model='OPENCV', distortion=(-0.04, 0.0, 0.0, 0.0))
+    rng, truth, features = ring_with_features(camera=bent, noise=0.3)
+    # The rays are those of the calibration, which knows of no distortion.
+    features = [replace(f, rays=CAMERA.rays(torch.from_numpy(f.pixels)).numpy())
+                for f in features]
+    prior = PosePrior(roughened(truth, rng, 0.05, math.radians(3)), 0.05, math.radians(3))
+    wrong = {}
+    for refine in (False, True):
+        found = consistent_with_features(
+            features, prior, config=ConsistencyConfig(refine_lens=refine))
+        wrong[refine] = errors(aligned(found.poses, truth), truth)[0].mean()
+        assert (found.numbers['lens_px'] > 1) == refine
+    assert wrong[True] < 0.5 * wrong[False]
+
+
+def test_a_lens_that_was_calibrated_well_stays_as_it_is():
+    rng, truth, features = ring_with_features(camera=FISHEYE, noise=0.3)
+    prior = PosePrior(roughened(truth, rng, 0.05, math.radians(3)), 0.05, math.radians(3))
+    assert consistent_with_features(features, prior).numbers['lens_px'] < 0.3

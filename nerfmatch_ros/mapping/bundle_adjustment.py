@@ -52,7 +52,7 @@ class BundleResult:
 
 
 @dataclass(frozen=True, eq=False)
-class _Normal:
+class NormalEquations:
     """The normal equations: blocks of poses, of points, and between them."""
 
     poses: bsr_array  # (K d, K d), blocks (d, d): what is known without the points
@@ -82,10 +82,10 @@ def adjust(
     damping, cost = _START_DAMPING, _cost(poses, points, observations, factors, loss_scale)
     converged, steps = False, 0
     while steps < max_steps and not converged:
-        normal = _linearise(poses, points, observations, factors, loss_scale, size)
+        normal = linearise(poses, points, observations, factors, loss_scale, size)
         improved = False
         while not improved and damping < _MOST_DAMPING:
-            pose_step, point_step = _solve(normal, damping)
+            pose_step, point_step = solve_damped(normal, damping)
             if not (np.isfinite(pose_step).all() and np.isfinite(point_step).all()):
                 damping *= 10
                 continue
@@ -111,7 +111,7 @@ def pose_covariances(
     """
     order = np.argsort(observations.image, kind='stable')
     observations = observations.chosen(order)
-    normal = _linearise(poses, points, observations, factors, loss_scale, 6)
+    normal = linearise(poses, points, observations, factors, loss_scale, 6)
     schur, _ = _reduced(normal, 1e-12)
     count = len(poses)
     blocks = np.empty((count, 6, 6))
@@ -137,7 +137,7 @@ def angular_errors(
     poses: np.ndarray, points: np.ndarray, observations: Observations,
 ) -> np.ndarray:
     """Give the chords (M,) between seen and expected rays, in sigmas; about their angles."""
-    u, w, _ = _directions(poses, points, observations)
+    u, w, _ = directions(poses, points, observations)
     return np.linalg.norm(u - w, axis=-1) / observations.sigma
 
 
@@ -150,7 +150,7 @@ def moved(poses: np.ndarray, step: np.ndarray) -> np.ndarray:
     return poses
 
 
-def _directions(
+def directions(
     poses: np.ndarray, points: np.ndarray, observations: Observations,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give u (M, 3), w (M, 3) and the distances (M,)."""
@@ -168,7 +168,8 @@ def _loss(square: np.ndarray, scale: float) -> np.ndarray:
     return scale ** 2 / 2 * np.log1p(square / scale ** 2)
 
 
-def _influence(square: np.ndarray, scale: float) -> np.ndarray:
+def influence_of(square: np.ndarray, scale: float) -> np.ndarray:
+    """Give the weights of squared lengths under the Cauchy loss."""
     return 1 / (1 + square / scale ** 2)
 
 
@@ -183,15 +184,15 @@ def _cost(
     return float(total)
 
 
-def _linearise(
+def linearise(
     poses: np.ndarray, points: np.ndarray, observations: Observations,
     factors: Sequence[PoseFactors], loss_scale: float, size: int,
-) -> _Normal:
+) -> NormalEquations:
     """Make the normal equations for perturbations of `size` numbers a pose."""
     count = len(poses)
-    u, w, distance = _directions(poses, points, observations)
+    u, w, distance = directions(poses, points, observations)
     residual = (u - w) / observations.sigma[:, None]
-    weight = _influence((residual ** 2).sum(-1), loss_scale)
+    weight = influence_of((residual ** 2).sum(-1), loss_scale)
     by_point = (np.eye(3) - u[:, :, None] * u[:, None, :]) \
         / (distance * observations.sigma)[:, None, None]
     by_pose = np.empty((len(u), 3, size))
@@ -206,7 +207,7 @@ def _linearise(
     blocks = [pose_blocks]
     for factor in factors:
         linear = factor.linearise(poses)
-        influence = _influence((linear.residual ** 2).sum(-1), factor.loss_scale)
+        influence = influence_of((linear.residual ** 2).sum(-1), factor.loss_scale)
         for i, a in _sides(linear, size):
             pulled_factor = influence[:, None, None] * a.transpose(0, 2, 1)
             np.add.at(pose_gradient, i, (pulled_factor @ linear.residual[..., None])[..., 0])
@@ -214,7 +215,7 @@ def _linearise(
                 rows.append(i)
                 columns.append(j)
                 blocks.append(pulled_factor @ b)
-    return _Normal(
+    return NormalEquations(
         _block_matrix(np.concatenate(rows), np.concatenate(columns), np.concatenate(blocks),
                       count), pose_gradient,
         sum_by(pulled_point @ by_point, observations.point, len(points)),
@@ -240,7 +241,7 @@ def _block_matrix(
                      shape=(count * size, count * size))
 
 
-def _reduced(normal: _Normal, damping: float) -> tuple[bsr_array, np.ndarray]:
+def _reduced(normal: NormalEquations, damping: float) -> tuple[bsr_array, np.ndarray]:
     """Eliminate the points: the Schur complement (K d, K d) and its right side (K d,)."""
     observations = normal.observations
     count, size = normal.pose_gradient.shape
@@ -260,7 +261,7 @@ def _reduced(normal: _Normal, damping: float) -> tuple[bsr_array, np.ndarray]:
     return schur, right
 
 
-def _solve(normal: _Normal, damping: float) -> tuple[np.ndarray, np.ndarray]:
+def solve_damped(normal: NormalEquations, damping: float) -> tuple[np.ndarray, np.ndarray]:
     """Give the damped steps of poses (K, d) and points (P, 3); NaN if more damping is needed."""
     schur, right = _reduced(normal, damping)
     count, size = normal.pose_gradient.shape

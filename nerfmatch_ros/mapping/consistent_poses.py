@@ -11,7 +11,7 @@ something else found can be given as `Motions`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import logging
 import math
 
@@ -26,6 +26,7 @@ from nerfmatch_ros.mapping.feature_pairs import (
 )
 from nerfmatch_ros.mapping.feature_tracks import fitting, make_tracks, starting_points, Tracks
 from nerfmatch_ros.mapping.features import detect_features, Features
+from nerfmatch_ros.mapping.lens_correction import corrected, LensCorrection
 from nerfmatch_ros.mapping.pose_factors import AbsolutePoses, Motions, PoseFactors, Upright
 from nerfmatch_ros.mapping.pose_prior import PosePrior
 from nerfmatch_ros.mapping.rotation_averaging import average_rotations, turn_residuals
@@ -38,6 +39,7 @@ _WIDE_LOSSES = (40.0, 10.0)  # pixels, of the adjustments that begin far from th
 _RAYLEIGH_MEDIAN = math.sqrt(2 * math.log(2))  # median length of 2-D normal noise
 _SIGMA_FLOOR = 0.5  # pixels; keypoints are never trusted to be better than this
 _ENOUGH = 4  # times the least sightings; an image with fewer takes points that two images see
+_LENS_ROUNDS = 3  # of correcting the lenses and adjusting to it
 _APART = 5  # tracks in common; with fewer, a frame does not see what another saw
 
 
@@ -53,6 +55,7 @@ class ConsistencyConfig:
     max_error: float = 4.0  # pixels, of a sighting that is kept
     min_sightings: int = 12  # of an image; with fewer its pose is not taken from them
     fewest_images: int = 3  # that must be tied together, or nothing is changed
+    refine_lens: bool = True  # find what calibrations leave of radial distortion, beside the poses
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,25 +85,32 @@ def make_consistent(
     """
     config = config or ConsistencyConfig()
     _check(len(images), prior, start)
+    number_of = {camera: k for k, camera in enumerate(dict.fromkeys(i.camera for i in images))}
+    cameras = np.array([number_of[image.camera] for image in images], np.int64)
     features = []
     for number, image in enumerate(images):
         report(0.3 * number / len(images), {})
         features.append(detect_features(image, config.max_features, config.detection_side))
     return consistent_with_features(
         features, prior, names=[image.name for image in images], start=start, config=config,
-        closures=closures, report=lambda done, numbers: report(0.3 + 0.7 * done, numbers))
+        closures=closures, cameras=cameras,
+        report=lambda done, numbers: report(0.3 + 0.7 * done, numbers))
 
 
 def consistent_with_features(
     features: Sequence[Features], prior: PosePrior, *, names: Sequence[str] | None = None,
     start: np.ndarray | None = None, config: ConsistencyConfig | None = None,
-    closures: Motions | None = None,
+    closures: Motions | None = None, cameras: np.ndarray | None = None,
     report: Callable[[float, dict], None] = lambda done, numbers: None,
 ) -> ConsistentPoses:
-    """Do what `make_consistent` does with the keypoints of K photographs; names: of the images."""
+    """Do what `make_consistent` does with the keypoints of K photographs.
+
+    names: of the images; cameras: (K,) int64, which took each, numbered from 0; None: all one.
+    """
     config = config or ConsistencyConfig()
     count = len(features)
     names = [str(k) for k in range(count)] if names is None else names
+    cameras = np.zeros(count, np.int64) if cameras is None else cameras
     _check(count, prior, start)
     start = prior.poses if start is None else np.array(start, np.float64)
     proposed = propose_pairs(start, prior.sequence, features, config.pairs)
@@ -113,6 +123,11 @@ def consistent_with_features(
     report(0.6, {'pairs': len(pairs), 'tracks': len(tracks)})
     poses, points, tracks, sigma, factors = _adjusted(
         start, turned, prior, tracks, closures, config, report)
+    lens = LensCorrection.none(cameras)
+    seen = tracks
+    if config.refine_lens and len(tracks):
+        lens, poses, points, tracks = _without_lens(
+            lens, poses, points, tracks, sigma, factors, config)
     counts = np.bincount(tracks.image, minlength=count)
     tied = counts >= config.min_sightings
     numbers = {'images': count, 'images_tied': int(tied.sum()), 'pairs_tried': len(proposed),
@@ -135,6 +150,8 @@ def consistent_with_features(
     moved = np.linalg.norm(poses[:, :3, 3] - prior.poses[:, :3, 3], axis=-1)
     numbers |= {
         'changed': True, 'closures': found, 'sigma_px': round(sigma, 3),
+        'lens_px': round(lens.largest(seen.rays, seen.image) / float(
+            np.median(seen.pixel_angle)), 3),
         'rms_px': round(float(np.sqrt(np.mean(errors ** 2))), 3),
         'moved_m': round(float(moved.mean()), 4),
         'position_std_m': round(float(np.sqrt(np.median(
@@ -234,6 +251,23 @@ def _adjusted(
             if len(errors) else 1.0
         report(0.9, {'points': len(tracks)})
     return poses, points, tracks, sigma, factors
+
+
+def _without_lens(
+    lens: LensCorrection, poses: np.ndarray, points: np.ndarray, tracks: Tracks, sigma: float,
+    factors: list[PoseFactors], config: ConsistencyConfig,
+) -> tuple[LensCorrection, np.ndarray, np.ndarray, Tracks]:
+    """Find the correction of the lenses, and poses and points adjusted to corrected sightings."""
+    seen = tracks
+    for _ in range(_LENS_ROUNDS):
+        lens, poses, points = corrected(
+            lens, poses, points, tracks.observations(sigma), factors,
+            loss_scale=config.loss_scale)
+        tracks = replace(seen, rays=lens.apply(seen.rays, seen.image))
+        result = adjust(poses, points, tracks.observations(sigma), factors,
+                        loss_scale=config.loss_scale, tolerance=1e-5)
+        poses, points = result.poses, result.points
+    return lens, poses, points, tracks
 
 
 def _prior_covariances(prior: PosePrior) -> np.ndarray:
