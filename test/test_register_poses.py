@@ -11,6 +11,8 @@ from nerfmatch_ros.mapping.register_poses import in_order, register, Registratio
 import numpy as np
 import pytest
 
+BOTH = RegistrationConfig(steps=('l2g', 'features'))
+
 
 @pytest.fixture
 def steps(monkeypatch):
@@ -38,7 +40,7 @@ def steps(monkeypatch):
 def test_each_step_begins_where_the_last_one_ended(steps, tmp_path):
     images = queries(5)
     given = np.stack([image.map_from_camera for image in images])
-    found = register(images, RegistrationConfig(steps=('l2g', 'features')), work=tmp_path)
+    found = register(images, BOTH, work=tmp_path)
     assert [asked[0] for asked in steps] == ['l2g', 'features']
     assert np.allclose(steps[1][1][:, 0, 3], given[:, 0, 3] + 0.1)
     assert np.allclose(steps[1][2].poses, given)  # the prior stays what was given
@@ -65,10 +67,10 @@ def test_a_step_that_was_cut_short_is_done_anew_and_the_one_before_is_not(
     consistent = register_poses.make_consistent
     monkeypatch.setattr(register_poses, 'make_consistent', killed)
     with pytest.raises(KeyboardInterrupt):
-        register(queries(5), RegistrationConfig(), work=tmp_path)
+        register(queries(5), BOTH, work=tmp_path)
     monkeypatch.setattr(register_poses, 'make_consistent', consistent)
     before = len(steps)
-    register(queries(5), RegistrationConfig(), work=tmp_path)
+    register(queries(5), BOTH, work=tmp_path)
     assert [asked[0] for asked in steps[before:]] == ['features']
 
 

@@ -3,7 +3,8 @@ Rough poses mended before a map is made of them: the steps one after the other, 
 
 Steps, in the order that the configuration names them: `l2g` and `barf` move the cameras while a
 field is learned; `features` makes them consistent with what photographs share, with odometry and
-where the way closes loops. The map keeps the frame of the given poses: its origin, its metres, and
+where the way closes loops. That is the default, being far more exact where there is texture
+(docs/registration.md). The map keeps the frame of the given poses: its origin, its metres, and
 which way is up.
 """
 
@@ -38,7 +39,7 @@ ODOMETRY = 0.02  # error of a motion as a share of it, where nothing else is kno
 class RegistrationConfig:
     """How rough poses are mended before a map is made of them."""
 
-    steps: tuple[str, ...] = ('l2g', 'features')  # of l2g, barf, features; in this order
+    steps: tuple[str, ...] = ('features',)  # some of l2g, barf, features, in this order
     minutes_share: float = 0.2  # of the minutes of the build, for l2g or barf
     translation: float = 0.1  # metres, standard deviation of a given position along each axis
     rotation: float = 5.0  # degrees, the same of a given orientation
