@@ -96,7 +96,8 @@ def build(
         raise ConfigError('--registration mends rough poses, and these are exact; '
                           'give --poses rough, or leave it out')
     rough = poses == 'rough' or registration is not None
-    build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
+    if rough:
+        build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
     # The build removes its own folder in the end, and the frames with it.
     reports = {} if extracted is None else extracted.reports()
     split = None if split == 'all' else split or 'train'
