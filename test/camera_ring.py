@@ -41,12 +41,19 @@ def wall_points(count, radius, rng):
                     axis=-1)
 
 
-def see(poses, points, camera, rng, *, noise=0.5, wrong=0.05, most=400):
+def looks(count, rng):
+    """Give descriptors (N, 128) that are all different."""
+    return np.abs(rng.normal(size=(count, 128)))
+
+
+def see(poses, points, camera, rng, *, noise=0.5, wrong=0.05, most=400, descriptors=None):
     """Give the features of each view: points with their descriptors, some of them mixed up.
 
-    noise: pixels; wrong: share of keypoints that lie anywhere; most: keypoints of a view.
+    noise: pixels; wrong: share of keypoints that lie anywhere; most: keypoints of a view;
+    descriptors: (N, 128) of the points, else all different.
     """
-    descriptors = np.abs(rng.normal(size=(len(points), 128)))
+    if descriptors is None:
+        descriptors = looks(len(points), rng)
     views = []
     for pose in poses:
         inside = torch.from_numpy((points - pose[:3, 3]) @ pose[:3, :3])

@@ -11,7 +11,8 @@ import math
 from nerfmatch_ros.mapping.features import Features, match_features
 from nerfmatch_ros.mapping.relative_pose import relative_pose
 from nerfmatch_ros.mapping.sparse_points import neighbour_pairs
-from nerfmatch_ros.retrieval import describe, fit_words, nearest
+from nerfmatch_ros.retrieval import describe, fit_words
+from nerfmatch_ros.retrieval import nearest as most_similar
 import numpy as np
 import torch
 
@@ -68,6 +69,32 @@ def propose_pairs(
     return sorted(pairs)
 
 
+def near_pairs(
+    poses: np.ndarray, sequence: np.ndarray | None, drifts: bool, config: PairConfig,
+) -> set[tuple[int, int]]:
+    """Give the pairs (i, j), i < j, whose places are near by what is known without pictures.
+
+    Along the way frames are near; by their poses (K, 4, 4) the nearest are, too, unless these
+    drift (`drifts`) and the way between the two is long.
+    """
+    near = set()
+    if sequence is not None:
+        for ahead in range(1, max(config.along_way) + 1):
+            near.update((min(i, j), max(i, j)) for i, j in zip(
+                sequence[:-ahead].tolist(), sequence[ahead:].tolist()))
+    distance = np.linalg.norm(poses[:, None, :3, 3] - poses[None, :, :3, 3], axis=-1)
+    turn = np.arccos(np.clip(poses[:, :3, 2] @ poses[:, :3, 2].T, -1, 1))
+    distance[turn > config.max_view_angle] = np.inf
+    np.fill_diagonal(distance, np.inf)
+    if drifts:
+        place = np.argsort(sequence)
+        distance[abs(place[:, None] - place) > 2 * max(config.along_way)] = np.inf
+    nearest = np.argsort(distance, axis=1, kind='stable')[:, :config.by_pose]
+    near.update((min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row
+                if np.isfinite(distance[i, j]))
+    return near
+
+
 def similar_pairs(
     features: Sequence[Features], most: int, known: set[tuple[int, int]],
 ) -> set[tuple[int, int]]:
@@ -87,7 +114,7 @@ def similar_pairs(
     table = torch.nn.functional.normalize(table - table.mean(0), dim=-1)
     pairs = set()
     for row, i in enumerate(described):
-        ranked = (described[n] for n in nearest(table[row], table, len(table))[0].tolist())
+        ranked = (described[n] for n in most_similar(table[row], table, len(table))[0].tolist())
         new = (pair for pair in ((min(i, j), max(i, j)) for j in ranked if j != i)
                if pair not in known)
         pairs.update(pair for pair, _ in zip(new, range(most)))

@@ -21,6 +21,7 @@ class Tracks:
     track: np.ndarray  # (M,) int64
     rays: np.ndarray  # (M, 3) unit directions, camera frame
     pixel_angle: np.ndarray  # (M,) radians that a pixel spans
+    keypoint: np.ndarray  # (M,) row of the image's `Features.pixels`
 
     def __len__(self) -> int:
         """Give the number of tracks."""
@@ -29,7 +30,8 @@ class Tracks:
     def chosen(self, mask: np.ndarray) -> 'Tracks':
         """Keep the sightings of a mask (M,), and number the tracks anew."""
         track = np.unique(self.track[mask], return_inverse=True)[1].reshape(-1)
-        return Tracks(self.image[mask], track, self.rays[mask], self.pixel_angle[mask])
+        return Tracks(self.image[mask], track, self.rays[mask], self.pixel_angle[mask],
+                      self.keypoint[mask])
 
     def observations(self, sigma: float) -> Observations:
         """Give the sightings for the adjustment; sigma: pixels."""
@@ -62,7 +64,8 @@ def make_tracks(
     nodes, track = join_tracks(matches, similarity, image_of_node)
     rays = np.concatenate([np.zeros((0, 3)), *(f.rays for f in features)])[nodes]
     pixel_angle = np.concatenate([np.zeros(0), *(f.pixel_angle for f in features)])[nodes]
-    every = Tracks(image_of_node[nodes], track, rays, pixel_angle)
+    image = image_of_node[nodes]
+    every = Tracks(image, track, rays, pixel_angle, nodes - first_node[image])
     return every.chosen(_covering(every, len(features), per_image)[every.track])
 
 

@@ -69,11 +69,25 @@ class PosePrior:
                   for way in (metres, most)]
         return motions, np.maximum(np.stack(sigmas, axis=-1), _LEAST)
 
-    def turn_sigma(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Give how uncertain (N,), radians, the turn from frames first to second (N,) is."""
+    def drift(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Give how far (N,), metres, odometry drifts from frames first to second (N,) at worst.
+
+        That is where the share of its error never changes; 0 without odometry.
+        """
         if self.odometry is None:
-            return np.full(len(first), math.sqrt(2) * self.rotation)
-        along = np.concatenate(([0.0], np.cumsum(self.motions()[1][:, 1] ** 2)))
-        variance = np.empty(len(self.poses))
-        variance[self.sequence] = along
-        return np.sqrt(np.abs(variance[second] - variance[first]))
+            return np.zeros(len(first))
+        centres = self.poses[self.sequence, :3, 3]
+        steps = np.linalg.norm(np.diff(centres, axis=0), axis=-1)
+        along = np.empty(len(self.poses))
+        along[self.sequence] = np.concatenate(([0.0], np.cumsum(steps)))
+        return self.odometry * np.abs(along[second] - along[first])
+
+    def covariances(self) -> np.ndarray:
+        """Give the covariances (K, 6, 6) of the given poses: position, rotation, map axes."""
+        variance = np.repeat(np.square((self.translation, self.rotation)), 3)
+        covariances = np.tile(np.diag(variance), (len(self.poses), 1, 1))
+        if self.odometry is None:
+            return covariances
+        along = np.concatenate((np.zeros((1, 2)), np.cumsum(self.motions()[1] ** 2, axis=0)))
+        covariances[self.sequence] = [np.diag(np.repeat(row, 3)) for row in along]
+        return covariances

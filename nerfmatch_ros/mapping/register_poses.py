@@ -23,7 +23,8 @@ from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
-from nerfmatch_ros.mapping.consistent_poses import ConsistencyConfig, make_consistent
+from nerfmatch_ros.mapping.consistent_poses import make_consistent
+from nerfmatch_ros.mapping.pose_adjustment import ConsistencyConfig
 from nerfmatch_ros.mapping.pose_prior import PosePrior
 from nerfmatch_ros.mapping.pose_registration import PoseRegistrationConfig, register_by_field
 import numpy as np
