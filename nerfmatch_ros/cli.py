@@ -20,6 +20,7 @@ from nerfmatch_ros.build_verbs import build
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.files import NO_SPACE
 from nerfmatch_ros.import_verbs import import_verb
+from nerfmatch_ros.map_life_verbs import merge
 from nerfmatch_ros.train_verbs import train_matcher
 import tyro
 from tyro.conf import arg, Positional

@@ -21,6 +21,8 @@ from scipy import ndimage
 import torch
 from torch import Tensor
 
+FEWEST_AROUND = 6  # of a cell and its 26 neighbours, that must be contradicted; 9 in a flat sheet
+
 
 @dataclass(frozen=True)
 class ChangeConfig:
@@ -34,7 +36,7 @@ class ChangeConfig:
     cells: int = 96  # along each side of the field's box
     seen: int = 2  # photographs that must look into a cell
     share: float = 0.7  # of them that must see a difference
-    reach: float = 0.04  # of the depth, behind the old surface that still is the surface
+    reach: float = 0.04  # of the depth, before and behind a surface that still is the surface
 
     def __post_init__(self):
         """Refuse values that nothing can be compared with."""
@@ -131,7 +133,7 @@ def find_changes(looks: Sequence[Look], frame: SceneFrame, config: ChangeConfig)
     n = config.cells
     middle = (torch.arange(n) + 0.5) * (2 / n) - 1
     cells = torch.stack(torch.meshgrid(middle, middle, middle, indexing='ij'), -1).view(-1, 3)
-    points = frame.to_map(cells)
+    points, side = frame.to_map(cells), 2 / n / frame.scene_from_map.scale
     seen = torch.zeros(len(points), dtype=torch.int16)
     differ = torch.zeros(len(points), dtype=torch.int16)
     for look in looks:
@@ -145,19 +147,22 @@ def find_changes(looks: Sequence[Look], frame: SceneFrame, config: ChangeConfig)
         inside = ahead & (column >= 0) & (column < width) & (row >= 0) & (row < height)
         flat = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1))
         depth = torch.from_numpy(look.depth.reshape(-1))[flat]
-        looked = inside & (z < (1 + config.reach) * depth)
+        near = (config.reach * depth).clamp(min=side)
+        looked = inside & (z < depth + near)
         differs = torch.from_numpy(look.differs.reshape(-1))[flat]
         if look.measured is not None:
             now = torch.from_numpy(look.measured.reshape(-1))[flat]
-            looked &= (now == 0) | (z < (1 + config.reach) * now)
-            differs &= (now == 0) | (z > (1 - config.reach) * torch.minimum(now, depth))
+            looked &= (now == 0) | (z < now + near)
+            differs &= (now == 0) | (z > torch.minimum(now, depth) - near)
         seen += looked
         differ += looked & differs
     contradicted = (seen >= config.seen) & (differ >= config.seen) \
         & (differ.float() >= config.share * seen.float())
     grid = contradicted.view(n, n, n).numpy()
-    # A single cell is noise; what is left is one cell larger than what was seen to differ.
-    kept = ndimage.binary_opening(grid, iterations=1)
+    # A few cells are noise, a sheet of them is a picture on a wall. What is left is one cell larger
+    # than what was seen to differ.
+    around = ndimage.convolve(grid.astype(np.int8), np.ones((3, 3, 3), np.int8), mode='constant')
+    kept = grid & (around >= FEWEST_AROUND)
     return Changes(ndimage.binary_dilation(kept, np.ones((3, 3, 3))), frame)
 
 

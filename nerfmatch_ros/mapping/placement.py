@@ -100,8 +100,7 @@ def place(
     share = 0.0 if consensus is None else float(consensus.agrees.sum() / len(localized))
     numbers |= {'localized': len(localized), 'agreeing': share}
     if consensus is not None and consensus.agrees.sum() >= FEWEST and share >= config.agreeing:
-        placed = [replace(image, map_from_camera=consensus.map_from_given @ pose)
-                  for image, pose in zip(images, given)]
+        placed = [moved_by(consensus.map_from_given, image) for image in images]
         return Placement(placed, {}, 'aligned', consensus.map_from_given, {
             **numbers, 'residual_m': consensus.metres, 'residual_rad': consensus.radians})
     carried = carry(given, found, limit, config.carried)
@@ -115,6 +114,11 @@ def place(
          if pose is not None],
         {image.name: 'no photograph near it along the way was localized'
          for image, pose in zip(images, carried) if pose is None}, 'carried', None, numbers)
+
+
+def moved_by(map_from_given: np.ndarray, image: PosedImage) -> PosedImage:
+    """Give a photograph its pose in the map's frame."""
+    return replace(image, map_from_camera=map_from_given @ image.map_from_camera)
 
 
 def _by_localization(

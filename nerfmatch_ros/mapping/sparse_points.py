@@ -31,6 +31,12 @@ class SparsePoints:
     point_index: np.ndarray  # (M,) int64, row of `points`
 
 
+def no_points() -> SparsePoints:
+    """Give what is known of a scene before anything was triangulated."""
+    return SparsePoints(np.zeros((0, 3)), np.zeros(0), np.zeros(0), np.zeros(0, np.int64),
+                        np.zeros((0, 2)), np.zeros(0, np.int64))
+
+
 @dataclass(frozen=True)
 class _Features:
     """Keypoints of one image; one place may have several descriptors (orientations)."""
