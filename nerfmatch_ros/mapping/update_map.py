@@ -149,7 +149,7 @@ def frame_for(old: SceneMap, new: list[PosedImage], points: np.ndarray) -> Scene
     """
     to_scene = old.frame.scene_from_map.apply
     centres = np.stack([image.map_from_camera[:3, 3] for image in new])
-    far = np.percentile(np.abs(to_scene(points)), 95, axis=0).max() if len(points) else 0.0
+    far = np.percentile(np.abs(to_scene(points)), 90, axis=0).max() if len(points) else 0.0
     reach = max(np.abs(to_scene(centres)).max(), far)
     if reach <= BEYOND or old.frame.ball:
         return old.frame
