@@ -1,6 +1,6 @@
 """
-The command line: `nerfmatch build | train-matcher | surface-cache | localize | evaluate | bench |
-import | inspect | render | bag | replay | doctor | demo`.
+The command line: `nerfmatch build | merge | train-matcher | surface-cache | localize | evaluate |
+bench | import | inspect | render | bag | replay | doctor | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -352,10 +352,10 @@ def doctor(
 
 
 VERBS = {
-    'build': build, 'train-matcher': train_matcher, 'surface-cache': surface_cache,
-    'localize': localize, 'evaluate': evaluate, 'bench': bench, 'bench refine': bench_refine,
-    'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
-    'doctor': doctor, 'demo': demo,
+    'build': build, 'merge': merge, 'train-matcher': train_matcher,
+    'surface-cache': surface_cache, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
+    'bench refine': bench_refine, 'import': import_verb, 'inspect': inspect, 'render': render,
+    'bag': bag, 'replay': replay, 'doctor': doctor, 'demo': demo,
 }
 
 

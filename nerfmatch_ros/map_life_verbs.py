@@ -12,7 +12,7 @@ from tyro.conf import arg, Positional
 def merge(
     first: Annotated[Positional[Path], arg(metavar='A', help='map whose frame stays')],
     second: Annotated[Positional[Path], arg(
-        metavar='B', help='map that overlaps with it; where they contradict one another it counts')],
+        metavar='B', help='map that overlaps with it; it counts where the two disagree')],
     *,
     output: Annotated[Path, arg(help='folder of the whole; a merge that was cut short goes on')],
     config: Annotated[Path | None, arg(help='YAML file, see config/update_map.yaml')] = None,

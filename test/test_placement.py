@@ -1,4 +1,4 @@
-"""New photographs in an old map: one motion of given poses, drifting ones, none; what is refused."""
+"""New photographs in an old map: given poses that are rigid, drift, or are not there."""
 
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.synthetic import default_camera, map_trajectory

@@ -1,4 +1,4 @@
-"""Views of a map as photographs: which are chosen, what they hold, what is masked and repainted."""
+"""Views of a map as photographs: which ones, what they hold, what is masked and repainted."""
 
 from dataclasses import replace
 
@@ -10,8 +10,8 @@ from nerfmatch_ros.mapping.rehearsal import (
     choose_views,
     colours_at,
     masked,
-    rehearse,
     RehearsalConfig,
+    rehearse,
     repainted,
     still_pixels,
     unique_names,

@@ -159,8 +159,8 @@ def find_changes(looks: Sequence[Look], frame: SceneFrame, config: ChangeConfig)
     contradicted = (seen >= config.seen) & (differ >= config.seen) \
         & (differ.float() >= config.share * seen.float())
     grid = contradicted.view(n, n, n).numpy()
-    # A few cells are noise, a sheet of them is a picture on a wall. What is left is one cell larger
-    # than what was seen to differ.
+    # A few cells are noise, a sheet of them is a picture on a wall. What is left is one cell
+    # larger than what was seen to differ.
     around = ndimage.convolve(grid.astype(np.int8), np.ones((3, 3, 3), np.int8), mode='constant')
     kept = grid & (around >= FEWEST_AROUND)
     return Changes(ndimage.binary_dilation(kept, np.ones((3, 3, 3))), frame)
