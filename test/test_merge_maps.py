@@ -108,7 +108,7 @@ def test_the_overlap_says_where_the_second_map_lies():
     given = np.stack([inverse(FIRST_FROM_SECOND) @ pose for pose in truth])
     found = found_at(random, truth, range(8, 20))
     found[10] = perturb(found[10], np.array((1.0, 0, 0, 0, 0, 1)))  # one that is wrong
-    consensus = overlap_of(given, found, LIMIT, 0.05)
+    consensus = overlap_of(given, found, LIMIT, 2.0, 0.05)
     assert consensus.agrees.sum() == 11 and not consensus.agrees[10]
     metres, radians = distance(consensus.map_from_given, FIRST_FROM_SECOND)
     assert metres < 0.02 and radians < 0.01
@@ -119,19 +119,19 @@ def test_maps_that_do_not_overlap_are_refused():
     truth = map_trajectory(20)
     given = np.stack(truth)
     with pytest.raises(DataError, match='4 of 20 views .* and 4 agree'):
-        overlap_of(given, found_at(random, truth, range(4)), LIMIT, 0.05)
+        overlap_of(given, found_at(random, truth, range(4)), LIMIT, 2.0, 0.05)
     with pytest.raises(DataError, match='0 of 20 views .* and 0 agree'):
-        overlap_of(given, [None] * 20, LIMIT, 0.05)
+        overlap_of(given, [None] * 20, LIMIT, 2.0, 0.05)
     wrong = [perturb(pose, random.normal(size=6)) for pose in truth]
     with pytest.raises(DataError, match='do not overlap enough|times those of the first'):
-        overlap_of(given, wrong, LIMIT, 0.05)
+        overlap_of(given, wrong, LIMIT, 2.0, 0.05)
 
 
 def test_maps_of_different_scales_are_refused():
     random = np.random.default_rng(2)
     truth = map_trajectory(20)
     with pytest.raises(DataError, match=r'are 0\.\d+ times those of the first'):
-        overlap_of(np.stack(truth), found_at(random, truth, range(20), 1.3), LIMIT, 0.05)
+        overlap_of(np.stack(truth), found_at(random, truth, range(20), 1.3), LIMIT, 2.0, 0.05)
 
 
 def test_merging_has_defaults_of_its_own():

@@ -50,7 +50,7 @@ def test_rigid_poses_in_another_frame_place_even_what_the_map_does_not_know(rand
     given_from_map = perturb(np.eye(4), np.array((3.0, -1, 0.5, 0.1, 0.2, 2)))
     found = localized(truth, random)
     placement = place(images_at([given_from_map @ pose for pose in truth]), found,
-                      reasons(found), LIMIT)
+                      reasons(found), LIMIT, 2.0)
     assert placement.how == 'aligned' and not placement.left_out
     assert len(placement.images) == 30
     # Better than a single localization, as many agree on one motion.
@@ -67,7 +67,7 @@ def test_drifting_poses_carry_on_from_what_was_localized(random):
         given.append(given[-1] @ perturb(step, np.array((0, 0, 0, 0, 0, 0.03))))
     assert distance(given[-1], truth[-1])[0] > 0.2
     found = localized(truth, random)
-    placement = place(images_at(given), found, reasons(found), LIMIT)
+    placement = place(images_at(given), found, reasons(found), LIMIT, 2.0)
     assert placement.how == 'carried'
     assert len(placement.images) + len(placement.left_out) == 60
     assert len(placement.images) > 50
@@ -79,7 +79,7 @@ def test_without_poses_the_localized_ones_are_placed_and_the_others_named(random
     truth = map_trajectory(20)
     found = localized(truth, random)
     images = [PosedImage(f'{k}.png', CAMERA, pixels=PIXELS) for k in range(20)]
-    placement = place(images, found, reasons(found), LIMIT)
+    placement = place(images, found, reasons(found), LIMIT, 2.0)
     assert placement.how == 'localized' and len(placement.images) == 16
     assert placement.left_out == dict.fromkeys(('0.png', '5.png', '10.png', '15.png'),
                                                'too few matches')
@@ -92,17 +92,17 @@ def test_poses_at_another_scale_are_refused(random):
     for pose in larger:
         pose[:3, 3] *= 1.2
     with pytest.raises(DataError, match=r'span 1\.\d+ times .* give poses in metres'):
-        place(images_at(larger), found, reasons(found), LIMIT)
+        place(images_at(larger), found, reasons(found), LIMIT, 2.0)
 
 
 def test_photographs_of_another_place_are_refused(random):
     truth = map_trajectory(12)
     found = [None] * 10 + [perturb(pose, random.normal(size=6)) for pose in truth[10:]]
     with pytest.raises(DataError, match='2 of 12 photographs could be localized .*too few match'):
-        place(images_at(truth), found, reasons(found), LIMIT)
+        place(images_at(truth), found, reasons(found), LIMIT, 2.0)
     found = [perturb(pose, random.normal(size=6)) for pose in truth]  # all wrong
     with pytest.raises(DataError, match='contradict one another|give poses in metres'):
-        place(images_at(truth), found, reasons(found), LIMIT)
+        place(images_at(truth), found, reasons(found), LIMIT, 2.0)
 
 
 @pytest.mark.parametrize('probability, expected', [(0.9, True), (0.2, False), (np.nan, True)])

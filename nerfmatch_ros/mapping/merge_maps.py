@@ -28,7 +28,13 @@ from nerfmatch_ros.mapping.rehearsal import check_rehearsable, rehearse, unique_
 from nerfmatch_ros.mapping.sparse_points import no_points
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.mapping.update_config import UpdateConfig
-from nerfmatch_ros.mapping.update_map import extent_of, finished_map, frame_for, UpdateStages
+from nerfmatch_ros.mapping.update_map import (
+    depth_of,
+    extent_of,
+    finished_map,
+    frame_for,
+    UpdateStages,
+)
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
@@ -122,7 +128,8 @@ class MergeStages(UpdateStages):
         found, _ = self.localized(views, report)
         limit = judged_threshold(self.old.extent)
         given = np.stack([image.map_from_camera for image in views])
-        consensus = overlap_of(given, found, limit, self.config.placement.largest_scale_error)
+        consensus = overlap_of(given, found, limit, depth_of(self.old),
+                               self.config.placement.largest_scale_error)
         numbers = {
             'views_localized': sum(pose is not None for pose in found),
             'views_agreeing': int(consensus.agrees.sum()), 'residual_m': consensus.metres,
@@ -132,16 +139,17 @@ class MergeStages(UpdateStages):
 
 
 def overlap_of(
-    given: np.ndarray, found: list[np.ndarray | None], limit: tuple[float, float],
+    given: np.ndarray, found: list[np.ndarray | None], limit: tuple[float, float], depth: float,
     largest_scale_error: float,
 ) -> Consensus:
     """Give the motion from the second map's frame into the first that views (n, 4, 4) agree on.
 
-    found: their poses in the first map, None where it knows none. Raises DataError if fewer than
-    `FEWEST_VIEWS` agree, less than half of those found, or the maps have different scales.
+    found: their poses in the first map, None where it knows none; limit: metres and radians,
+    within which two poses are one; depth: metres to what cameras see. Raises DataError if fewer
+    than `FEWEST_VIEWS` agree, less than half of those found, or the maps have different scales.
     """
     localized = sum(pose is not None for pose in found)
-    consensus = agree(given, found, limit) if localized else None
+    consensus = agree(given, found, limit, depth) if localized else None
     agreeing = 0 if consensus is None else int(consensus.agrees.sum())
     scale = scale_of(given, found, limit) if localized else None
     if scale is not None and abs(scale - 1) > largest_scale_error and 2 * agreeing < localized:

@@ -19,6 +19,8 @@ import torch
 
 FEWEST = 3  # localized photographs that must agree, for a map to be changed by them
 _ROUNDS = 5  # of fitting a motion and choosing those that agree with it
+# Of a picture, at distance 1 along the optical axis, and the camera itself.
+_CORNERS = np.array(((-0.5, 0.5, -0.5, 0.5, 0), (-0.4, -0.4, 0.4, 0.4, 0), (1, 1, 1, 1, 0)))
 _LEAST_BASELINE = 4.0  # times the limit: how far apart photographs must lie to tell a scale
 
 
@@ -68,12 +70,13 @@ def believed(estimate: PoseEstimate, least_probability: float) -> bool:
 
 def place(
     images: Sequence[PosedImage], found: Sequence[np.ndarray | None], reasons: Sequence[str],
-    limit: tuple[float, float], config: PlacementConfig | None = None,
+    limit: tuple[float, float], depth: float, config: PlacementConfig | None = None,
 ) -> Placement:
     """Give photographs their poses in the map.
 
     found: per photograph the pose (4, 4) map_from_camera that the map believes, or None with the
-    reason; limit: metres and radians, within which two poses are one. Poses that the photographs
+    reason; limit: metres and radians, within which two poses are one; depth: metres to what
+    cameras see. Poses that the photographs
     bring may lie in any frame; where they are rigid they place all photographs, where they drift
     each is carried on from the nearest one that was localized, without them what was localized
     counts. Raises DataError where too few were, or the given poses have another scale.
@@ -96,7 +99,7 @@ def place(
             raise DataError(
                 f'the poses of the new photographs span {1 / scale:.3f} times the distances that '
                 'the map finds between them; give poses in metres, or none')
-    consensus = agree(given, found, limit)
+    consensus = agree(given, found, limit, depth)
     share = 0.0 if consensus is None else float(consensus.agrees.sum() / len(localized))
     numbers |= {'localized': len(localized), 'agreeing': share}
     if consensus is not None and consensus.agrees.sum() >= FEWEST and share >= config.agreeing:
@@ -156,11 +159,12 @@ def scale_of(
 
 def agree(
     given: np.ndarray, found: Sequence[np.ndarray | None], limit: tuple[float, float],
+    depth: float,
 ) -> Consensus | None:
     """Find the rigid motion of given poses (n, 4, 4) that most of the localized agree with.
 
     Every localized photograph proposes one; the best is fitted to those within the limit, metres
-    and radians. None if nothing was localized.
+    and radians; depth: metres to what cameras see. None if nothing was localized.
     """
     chosen = [k for k, pose in enumerate(found) if pose is not None]
     if not chosen:
@@ -171,7 +175,7 @@ def agree(
     motion, weights = proposals[0], np.ones(int(best.sum()))
     for _ in range(_ROUNDS):
         there = [found[k] for k in np.flatnonzero(best)]
-        motion = _fit(given[best], there, weights, limit)
+        motion = _fit(given[best], there, weights, depth)
         errors = np.array([distance(motion @ own, pose) for own, pose in zip(given[best], there)])
         # Cauchy's weights: a localization that is within the limit may still be a poor one.
         size = np.hypot(*(errors / limit).T)
@@ -189,20 +193,21 @@ def _agreeing(
 
 
 def _fit(
-    given: np.ndarray, found: list[np.ndarray], weights: np.ndarray, limit: tuple[float, float],
+    given: np.ndarray, found: list[np.ndarray], weights: np.ndarray, depth: float,
 ) -> np.ndarray:
-    """Fit a rigid motion (4, 4) to pairs of poses: to their centres and the ends of their axes.
+    """Fit a rigid motion (4, 4) to pairs of poses: to centres and what lies before the cameras.
 
-    The axes are as long as makes an error of the one limit weigh like one of the other.
+    A pose from matches errs in place and in heading together, such that what it sees stays where
+    it is; so what a camera sees at the depth of the scene is known better than its axes.
     """
-    arms = limit[0] / limit[1] * np.hstack((np.zeros((3, 1)), np.eye(3)))
+    view = depth * _CORNERS
 
-    def ends(poses: np.ndarray) -> torch.Tensor:
-        points = poses[:, :3, :3] @ arms + poses[:, :3, 3:]
-        return torch.from_numpy(points.transpose(0, 2, 1).reshape(-1, 3))
+    def points(poses: np.ndarray) -> torch.Tensor:
+        seen = poses[:, :3, :3] @ view + poses[:, :3, 3:]
+        return torch.from_numpy(seen.transpose(0, 2, 1).reshape(-1, 3))
 
-    fitted = align(ends(np.asarray(given)), ends(np.stack(found)),
-                   torch.from_numpy(weights.repeat(4)))
+    fitted = align(points(np.asarray(given)), points(np.stack(found)),
+                   torch.from_numpy(weights.repeat(view.shape[1])))
     motion = np.eye(4)
     motion[:3, :3], motion[:3, 3] = fitted.rotation.numpy(), fitted.translation.numpy()
     return motion

@@ -135,6 +135,17 @@ def finished_map(output: Path, work: Path) -> SceneMap | None:
     return found if found.notes.get('work_mark') == mark.read_text() else None
 
 
+def depth_of(scene_map: SceneMap) -> float:
+    """Give the median distance, metres along the optical axis, of what reference views show."""
+    references, count = scene_map.references, len(scene_map.reference_names)
+    depths = []
+    for k in np.unique(np.linspace(0, count - 1, min(count, 30)).round().astype(int)):
+        pose, points = scene_map.reference_poses[k], references.view(k)[0].numpy()
+        if len(points):
+            depths.append(np.median((points - pose[:3, 3]) @ pose[:3, 2]))
+    return max(float(np.median(depths)), 1e-3) if depths else 1.0
+
+
 def extent_of(old: SceneMap, new: list[PosedImage]) -> float:
     """Diagonal, metres, of the box of the cameras, those of the old map included."""
     centres = np.concatenate((old.reference_poses[:, :3, 3],
@@ -196,7 +207,8 @@ class UpdateStages(MapLife):
         """Find where the new photographs lie in the map."""
         report = self.bar('placement')
         placement = place(images, *self.localized(images, report),
-                          judged_threshold(self.old.extent), self.config.placement)
+                          judged_threshold(self.old.extent), depth_of(self.old),
+                          self.config.placement)
         if len(placement.images) < FEWEST_IMAGES:
             raise DataError(f'{len(placement.images)} of {len(images)} photographs could be '
                             f'placed in the map, {FEWEST_IMAGES} are needed; give poses with the '
