@@ -104,6 +104,11 @@ def test_one_photograph_alone_contradicts_nothing(rooms):
     assert find_changes(alone, FRAME, replace(CONFIG, seen=1)).contradicted.any()
 
 
+def test_where_the_old_map_knows_nothing_nothing_is_contradicted(rooms):
+    blind = [replace(look, depth=np.zeros_like(look.depth)) for look in looks(*rooms, True)]
+    assert not find_changes(blind, FRAME, CONFIG).contradicted.any()
+
+
 def test_rays_without_a_surface_are_followed_to_the_end():
     cells = np.zeros((8, 8, 8), bool)
     cells[6:, :, :] = True  # x beyond 1.67 m

@@ -8,8 +8,8 @@ from nerfmatch_ros.errors import DataError, MapError
 from nerfmatch_ros.files import file_sha256
 from nerfmatch_ros.geometry.pose import transform_points
 from nerfmatch_ros.localization.rigid_motion import distance, inverse, perturb
+from nerfmatch_ros.mapping import map_reach
 from nerfmatch_ros.mapping import merge_maps as merge_module
-from nerfmatch_ros.mapping import update_map as update_module
 from nerfmatch_ros.mapping.merge_maps import merge_maps, MergeStages, MERGING, overlap_of
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
@@ -29,7 +29,7 @@ def contents(folder):
 def maps(tiny_map, tmp_path, monkeypatch):
     """The tiny map, and itself in another frame; it is too small to find its views, so is told."""
     first, second = (shutil.copytree(tiny_map, tmp_path / name) for name in ('first', 'second'))
-    monkeypatch.setattr(update_module, 'BEYOND', 9.0)  # its field has surfaces everywhere
+    monkeypatch.setattr(map_reach, 'BEYOND', 9.0)  # its field has surfaces everywhere
     loaded = SceneMap.load(second)
     references = loaded.references
     moved = np.stack([inverse(FIRST_FROM_SECOND) @ pose for pose in references.map_from_camera])

@@ -14,17 +14,17 @@ from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.files import file_sha256
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.localization.rigid_motion import perturb
-from nerfmatch_ros.mapping import map_life
+from nerfmatch_ros.mapping import map_life, map_reach
 from nerfmatch_ros.mapping import train_field as field_module
-from nerfmatch_ros.mapping import update_map as update_module
 from nerfmatch_ros.mapping.calibrate import CalibrationConfig
 from nerfmatch_ros.mapping.changes import ChangeConfig
 from nerfmatch_ros.mapping.map_life import inherit
+from nerfmatch_ros.mapping.map_reach import frame_for
 from nerfmatch_ros.mapping.multi_view_depth import MultiViewDepthConfig
 from nerfmatch_ros.mapping.rehearsal import RehearsalConfig
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.mapping.update_config import UpdateConfig
-from nerfmatch_ros.mapping.update_map import frame_for, update_map, UpdateStages
+from nerfmatch_ros.mapping.update_map import update_map, UpdateStages
 from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
@@ -53,7 +53,7 @@ def truth():
 @pytest.fixture
 def photographs(truth, monkeypatch):
     """New photographs in a frame of their own; the tiny map cannot find them, so it is told."""
-    monkeypatch.setattr(update_module, 'BEYOND', 9.0)  # few points are triangulated, and poorly
+    monkeypatch.setattr(map_reach, 'BEYOND', 9.0)  # few points are triangulated, and poorly
     given_from_map = perturb(np.eye(4), np.array((3.0, -1, 0.5, 0.1, 0.2, 2)))
     monkeypatch.setattr(UpdateStages, 'localized', lambda stages, images, report: (
         [None, *(image.map_from_camera for image in truth[1:])],

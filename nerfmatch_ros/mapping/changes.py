@@ -54,7 +54,7 @@ class Look:
     camera: Camera  # PINHOLE, of the grid of `differs`
     map_from_camera: np.ndarray  # (4, 4)
     differs: np.ndarray  # (H, W) bool
-    depth: np.ndarray  # (H, W) metres along the optical axis, of the old surface
+    depth: np.ndarray  # (H, W) metres along the optical axis, of the old surface; 0: none known
     measured: np.ndarray | None = None  # (H, W) metres, of the surface now; 0 where unknown
 
 
@@ -128,7 +128,7 @@ def find_changes(looks: Sequence[Look], frame: SceneFrame, config: ChangeConfig)
     """Carve: cells that photographs look into and nearly all of them see differ.
 
     A photograph sees no difference in space that is empty before its own surface and the old one,
-    and does not look behind its own.
+    and does not look behind its own. Where the old map knows no surface it says nothing.
     """
     n = config.cells
     middle = (torch.arange(n) + 0.5) * (2 / n) - 1
@@ -148,7 +148,7 @@ def find_changes(looks: Sequence[Look], frame: SceneFrame, config: ChangeConfig)
         flat = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1))
         depth = torch.from_numpy(look.depth.reshape(-1))[flat]
         near = (config.reach * depth).clamp(min=side)
-        looked = inside & (z < depth + near)
+        looked = inside & (depth > 0) & (z < depth + near)
         differs = torch.from_numpy(look.differs.reshape(-1))[flat]
         if look.measured is not None:
             now = torch.from_numpy(look.measured.reshape(-1))[flat]

@@ -22,19 +22,14 @@ from nerfmatch_ros.mapping.depth_map import DepthMap
 from nerfmatch_ros.mapping.engine import make_engine, once
 from nerfmatch_ros.mapping.field_loss import FieldTrainingConfig
 from nerfmatch_ros.mapping.map_life import Lesson
+from nerfmatch_ros.mapping.map_reach import depth_of, extent_of, frame_for
 from nerfmatch_ros.mapping.placement import agree, Consensus, moved_by, scale_of
 from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.rehearsal import check_rehearsable, rehearse, unique_names, views_of
 from nerfmatch_ros.mapping.sparse_points import no_points
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.mapping.update_config import UpdateConfig
-from nerfmatch_ros.mapping.update_map import (
-    depth_of,
-    extent_of,
-    finished_map,
-    frame_for,
-    UpdateStages,
-)
+from nerfmatch_ros.mapping.update_map import finished_map, UpdateStages
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np

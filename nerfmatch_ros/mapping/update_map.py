@@ -24,7 +24,13 @@ from nerfmatch_ros.files import write_text, written_atomically
 from nerfmatch_ros.localization.judge import judged_threshold
 from nerfmatch_ros.localization.localizer import Localizer
 from nerfmatch_ros.mapping.build_folder import check_output, describe_image, mark_work_folder
-from nerfmatch_ros.mapping.changes import Changes, differing, find_changes, Look
+from nerfmatch_ros.mapping.changes import (
+    ChangeConfig,
+    Changes,
+    differing,
+    find_changes,
+    Look,
+)
 from nerfmatch_ros.mapping.depth_map import (
     DepthMap,
     DepthTable,
@@ -34,6 +40,7 @@ from nerfmatch_ros.mapping.depth_map import (
 from nerfmatch_ros.mapping.engine import make_engine, once
 from nerfmatch_ros.mapping.held_out import held_out, observations_of
 from nerfmatch_ros.mapping.map_life import Lesson, MapLife
+from nerfmatch_ros.mapping.map_reach import depth_of, extent_of, frame_for
 from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
 from nerfmatch_ros.mapping.placement import believed, place, Placement
 from nerfmatch_ros.mapping.progress_bars import ProgressBars
@@ -48,17 +55,13 @@ from nerfmatch_ros.mapping.rehearsal import (
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.update_config import UpdateConfig
 from nerfmatch_ros.memory import keep_freed_memory
-from nerfmatch_ros.radiance_field.renderer import render_view
-from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, SceneFrame
+from nerfmatch_ros.radiance_field.renderer import OPAQUE, render_view
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
 import torch
 
 LOG = logging.getLogger(__name__)
 FEWEST_IMAGES = 4
-# Scene units: how far new cameras and points may lie from the middle of the old field's box, which
-# reaches to 1, before a field in a larger box is trained from the beginning.
-BEYOND = 1.3
 
 
 def update_map(
@@ -133,44 +136,6 @@ def finished_map(output: Path, work: Path) -> SceneMap | None:
         return None
     found = SceneMap.load(output)
     return found if found.notes.get('work_mark') == mark.read_text() else None
-
-
-def depth_of(scene_map: SceneMap) -> float:
-    """Give the median distance, metres along the optical axis, of what reference views show."""
-    references, count = scene_map.references, len(scene_map.reference_names)
-    depths = []
-    for k in np.unique(np.linspace(0, count - 1, min(count, 30)).round().astype(int)):
-        pose, points = scene_map.reference_poses[k], references.view(k)[0].numpy()
-        if len(points):
-            depths.append(np.median((points - pose[:3, 3]) @ pose[:3, 2]))
-    return max(float(np.median(depths)), 1e-3) if depths else 1.0
-
-
-def extent_of(old: SceneMap, new: list[PosedImage]) -> float:
-    """Diagonal, metres, of the box of the cameras, those of the old map included."""
-    centres = np.concatenate((old.reference_poses[:, :3, 3],
-                              [image.map_from_camera[:3, 3] for image in new]))
-    return max(old.extent, float(np.linalg.norm(np.ptp(centres, axis=0))))
-
-
-def frame_for(old: SceneMap, new: list[PosedImage], points: np.ndarray) -> SceneFrame:
-    """Keep the frame of the old field, or fit a larger one if what is new reaches beyond it.
-
-    points: (P, 3) map frame, metres, that the new photographs see; may be empty.
-    """
-    to_scene = old.frame.scene_from_map.apply
-    centres = np.stack([image.map_from_camera[:3, 3] for image in new])
-    far = np.percentile(np.abs(to_scene(points)), 90, axis=0).max() if len(points) else 0.0
-    reach = max(np.abs(to_scene(centres)).max(), far)
-    if reach <= BEYOND or old.frame.ball:
-        return old.frame
-    LOG.warning('what is new reaches %.2f times as far as the field of the map: a field in a '
-                'larger box is trained from the beginning', reach)
-    poses = np.concatenate((old.reference_poses, [image.map_from_camera for image in new]))
-    points = np.concatenate((old.surface.points.cpu().numpy(), points))
-    fitted = fit_scene_frame(poses, points, np.zeros(0))
-    ratio = fitted.scene_from_map.scale / old.frame.scene_from_map.scale
-    return replace(fitted, near=ratio * old.frame.near, far=ratio * old.frame.far)
 
 
 class UpdateStages(MapLife):
@@ -290,7 +255,9 @@ class UpdateStages(MapLife):
         return kept, dropped
 
 
-def look(old: SceneMap, image: PosedImage, depth: DepthMap | None, config) -> Look:
+def look(
+    old: SceneMap, image: PosedImage, depth: DepthMap | None, config: ChangeConfig,
+) -> Look:
     """Compare a photograph with what the field of the old map shows from its pose."""
     view = old.working_view(image.camera)
     camera, pose = view.camera, image.map_from_camera
@@ -306,4 +273,5 @@ def look(old: SceneMap, image: PosedImage, depth: DepthMap | None, config) -> Lo
         rays = grid.rays(grid.pixel_grid().double()).float()
         along = DepthTable([depth]).distances(torch.zeros(len(rays), dtype=torch.int64), rays)
         measured = (along * rays[:, 2]).numpy().reshape(shape)
-    return Look(grid, pose, differs, shown.depth.cpu().numpy().reshape(shape), measured)
+    surface = torch.where(shown.opacity > OPAQUE, shown.depth, 0).cpu().numpy().reshape(shape)
+    return Look(grid, pose, differs, surface, measured)
