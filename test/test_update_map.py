@@ -3,6 +3,7 @@
 from dataclasses import replace
 import shutil
 
+from nerfmatch_ros import cli
 from nerfmatch_ros.data.synthetic import (
     CHANGES,
     default_camera,
@@ -175,3 +176,16 @@ def test_a_larger_place_gets_a_larger_field(old, truth):
     assert metres == pytest.approx(was.frame.far / was.frame.scene_from_map.scale)
 
 
+
+
+def test_the_verbs_refuse_what_leads_nowhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('nerfmatch_ros.data.reader.read_posed_images', lambda *_, **__: [])
+    asked = {
+        'no --output is given': ['build', '--images', 'a'],
+        'leave --field out': ['build', '--images', 'a', '--update', 'm', '--field', 'f'],
+        'at least 4 photographs, 0 given': ['build', '--images', 'a', '--update', str(tmp_path)],
+        '--minutes -1.0 leaves no time': ['merge', 'a', 'b', '--output', 'c', '--minutes', '-1'],
+        'give two maps and another folder': ['merge', 'a', 'a', '--output', 'c']}
+    for error, arguments in asked.items():
+        assert cli.main(arguments) == 2
+        assert error in capsys.readouterr().err
