@@ -30,7 +30,7 @@ from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
 import pytest
-from tiny_build import TINY
+from tiny_build import TINY, TINY_MIP
 import torch
 
 QUICK = UpdateConfig(
@@ -161,6 +161,13 @@ def test_a_field_inherits_all_but_what_belongs_to_photographs(old):
     assert own['exposure'].shape == (3, 6) and not own['exposure'].any()
     for name, value in was.field.state_dict().items():
         assert name == 'exposure' or torch.equal(own[name], value)
+
+
+def test_a_field_with_appearances_begins_with_their_middle():
+    was, field = TINY_MIP.field.make(4), TINY_MIP.field.make(2)
+    inherit(field, was)
+    middle = was.state_dict()['appearance.weight'].mean(0)
+    assert torch.allclose(field.state_dict()['appearance.weight'], middle.expand(2, -1))
 
 
 def test_a_larger_place_gets_a_larger_field(old, truth):
