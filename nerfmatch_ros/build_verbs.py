@@ -34,7 +34,12 @@ def build(
     bag: Annotated[Path | None, arg(
         help='ROS 2 bag instead, mcap or sqlite3, with images, their camera_info, and poses on '
              '/tf or a topic')] = None,
-    output: Annotated[Path, arg(help='folder of the map; a build that was cut short goes on')],
+    output: Annotated[Path | None, arg(
+        help='folder of the map; a build that was cut short goes on. With --update it may be left '
+             'out: the new map takes the place of the old one')] = None,
+    update: Annotated[Path | None, arg(
+        metavar='MAP', help='map of this place that learns the new photographs; what they do not '
+        'show stays as it is, and so does the frame')] = None,
     poses: Annotated[Literal['auto', 'exact', 'rough', 'none'], arg(
         help='how good the given poses are; auto: rough if they are odometry of a bag, else '
              'exact; none: they are found by structure from motion, for any folder of pictures, '
@@ -45,7 +50,9 @@ def build(
     registration: Annotated[str | None, arg(
         metavar='STEPS', help='how rough poses are mended: l2g, barf, features, or several joined '
         'by +; else as configured. With --poses none: how found ones are polished')] = None,
-    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
+    config: Annotated[Path | None, arg(
+        help='YAML file, see config/build_map.yaml, or config/update_map.yaml with --update')
+    ] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
     split: Annotated[Literal['train', 'test', 'all'] | None, arg(
         help="frames marked with this split, or 'all'; else train, and all of a bag")] = None,
@@ -63,11 +70,12 @@ def build(
     camera: BagCamera = None,
     frames: OmitArgPrefixes[BagFrameOptions] = WITHOUT_BAG,
 ) -> None:
-    """Make a map from posed photographs, or from the bag of a robot."""
+    """Make a map of photographs or of the bag of a robot, or teach an old map new ones."""
     from nerfmatch_ros.config import choose_device, from_dict, load_yaml
     from nerfmatch_ros.data.reader import read_posed_images
-    from nerfmatch_ros.files import written_atomically
     from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
+    if update is not None:  # late: it brings all that localizes
+        from nerfmatch_ros.mapping.update_map import update_map, UpdateConfig
     if minutes is not None and not minutes > 0:
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
     if (images is None) == (bag is None):
@@ -79,37 +87,69 @@ def build(
     if poses == 'none' and (annotations is not None or masks is not None or field is not None):
         raise ConfigError('--annotations, --masks and --field belong to given poses; leave them '
                           'out or give the poses')
+    if output is None and update is None:
+        raise ConfigError('no --output is given; name the folder of the new map')
+    if update is not None and (field is not None or registration is not None
+                               or scale is not None):
+        raise ConfigError('--update trains the field of the map in its own frame; leave --field, '
+                          '--registration and --scale out')
+    target = output or update
     values = {} if config is None else load_yaml(config)
-    build_config = from_dict(BuildConfig, values or {}, str(config))
+    build_config = from_dict(UpdateConfig if update is not None else BuildConfig, values or {},
+                             str(config))
     chosen, given = choose_device(device), {}
     if field is not None:
         from nerfmatch_ros.field_file import FieldFile
         given = {'given': FieldFile.load(field)}
     extracted = None
     if bag is not None:
-        extracted = _extract(bag, output.with_name(output.name + '.build') / 'frames', frames,
+        extracted = _extract(bag, target.with_name(target.name + '.build') / 'frames', frames,
                              camera)
         images, split = extracted.folder, split or 'all'
     if poses == 'auto':
         poses = 'exact' if extracted is None else extracted.quality
+    # The build removes its own folder in the end, and the frames with it.
+    reports = {} if extracted is None else extracted.reports()
+    split = None if split == 'all' else split or 'train'
+    if update is not None:
+        learned = _known(images, split, poses, camera, annotations, masks)
+        update_map(update, learned, output, build_config, minutes=minutes, device=chosen)
+        _keep(reports, target)
+        return
     if registration is not None and poses == 'exact':
         raise ConfigError('--registration mends rough poses, and these are exact; '
                           'give --poses rough, or leave it out')
     rough = poses == 'rough' or registration is not None
     if rough:
         build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
-    # The build removes its own folder in the end, and the frames with it.
-    reports = {} if extracted is None else extracted.reports()
-    split = None if split == 'all' else split or 'train'
     if poses == 'none':
         posed, report = _place(images, split, camera, scale, output, from_bag=bag is not None)
         reports['poses_from_motion.json'] = report
     else:
         posed = read_posed_images(images, split, annotations=annotations, masks=masks)
     build_map(posed, output, build_config, device=chosen, minutes=minutes, rough=rough, **given)
+    _keep(reports, output)
+
+
+def _keep(reports: dict[str, bytes], folder: Path) -> None:
+    """Put reports of what a map was made of into its folder."""
+    from nerfmatch_ros.files import written_atomically
     for name, content in reports.items():
-        with written_atomically(output / name) as temporary:
+        with written_atomically(folder / name) as temporary:
             temporary.write_bytes(content)
+
+
+def _known(
+    folder: Path, split: str | None, poses: str, camera: Path | None, annotations: Path | None,
+    masks: Path | None,
+) -> list[PosedImage]:
+    """Read photographs that a map is to learn, with the poses they have, if any."""
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.data.picture_folder import without_poses
+    from nerfmatch_ros.data.reader import read_posed_images
+    if poses == 'none':
+        return without_poses(folder, split, None if camera is None else read_camera(camera))[0]
+    return read_posed_images(folder, split, annotations=annotations, masks=masks)
 
 
 def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) -> BuildConfig:

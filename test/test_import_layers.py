@@ -18,7 +18,7 @@ LEVELS = {
     'evaluation': 5, 'mapping': 5,
     'importers': 6, 'registration_bench': 6, 'ros': 6,
     'demo': 7,
-    'build_verbs': 8, 'import_verbs': 8, 'train_verbs': 8,
+    'build_verbs': 8, 'import_verbs': 8, 'map_life_verbs': 8, 'train_verbs': 8,
     'cli': 9,
 }
 
@@ -28,7 +28,8 @@ DOORS = {
     'timm': {'matching/backbone.py', 'retrieval.py'},
     'faiss': {'retrieval.py'},
     'matplotlib': {'evaluation/pictures.py'},
-    'tyro': {'build_verbs.py', 'cli.py', 'import_verbs.py', 'train_verbs.py'},
+    'tyro': {'build_verbs.py', 'cli.py', 'import_verbs.py', 'map_life_verbs.py',
+             'train_verbs.py'},
     'pycolmap': {'data/colmap.py', 'mapping/structure_from_motion.py'},
     'lightning_fabric': {'mapping/'},
     'rosbags': {'ros/bag'},

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 import json
 import logging
-import math
 from pathlib import Path
 import shutil
 import time
@@ -31,6 +30,7 @@ from nerfmatch_ros.mapping.build_folder import (
     open_work_folder,
 )
 from nerfmatch_ros.mapping.calibrate import calibrate
+from nerfmatch_ros.mapping.checkpoint import save_weights
 from nerfmatch_ros.mapping.depth_map import (
     DepthMap,
     known_share,
@@ -40,6 +40,7 @@ from nerfmatch_ros.mapping.depth_map import (
 from nerfmatch_ros.mapping.engine import from_first, make_engine, once
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
 from nerfmatch_ros.mapping.given_field import likeness, with_field
+from nerfmatch_ros.mapping.held_out import held_out, observations_of
 from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
 from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
@@ -55,7 +56,7 @@ from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, frustum_frame, SceneFrame
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 import torch
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class _Stages:
         def make() -> None:
             scale = frame.scene_from_map.scale
             maps = multi_view_depth(
-                [images[k] for k in kept], _of_images(sparse, kept), self.config.depth,
+                [images[k] for k in kept], observations_of(sparse, kept), self.config.depth,
                 depth_range=(frame.near / scale, frame.far / scale), report=report)
             with written_atomically(path) as temporary:
                 save_depth_maps(temporary, maps)
@@ -220,7 +221,7 @@ class _Stages:
         return maps
 
     def _kept(self, images: list[PosedImage]) -> list[int]:
-        held = _held_out(len(images), self.config.held_out)
+        held = held_out(len(images), self.config.held_out)
         return [k for k in range(len(images)) if k not in held]
 
     def field(
@@ -229,15 +230,15 @@ class _Stages:
     ) -> tuple[RadianceField, dict]:
         """Train the radiance field; returns it with its quality on photographs it never saw."""
         config = self.config
-        held = _held_out(len(images), config.held_out)
+        held = held_out(len(images), config.held_out)
         kept = self._kept(images)
         field = config.field.make(len(kept)).to(self.device)
         path = self.work / 'field.safetensors'
         report = self.bar('field')
         if not from_first(self.engine, path.exists()):
-            self._train_field(field, [images[k] for k in kept], _of_images(sparse, kept), depths,
-                              frame, report)
-            once(self.engine, lambda: _save(field, path, 'field.checkpoint', 'pixels'))
+            self._train_field(field, [images[k] for k in kept], observations_of(sparse, kept),
+                              depths, frame, report)
+            once(self.engine, lambda: save_weights(field, path, 'field.checkpoint', 'pixels'))
         field.load_state_dict(load_file(path))
         field.eval().requires_grad_(False)
         quality = self.work / 'field.json'
@@ -264,7 +265,7 @@ class _Stages:
         """Take a field that was trained elsewhere; returns it with its origin and likeness."""
         report, quality = self.bar('field given'), self.work / 'field.json'
         given.field.to(self.device)
-        held = _held_out(len(images), self.config.held_out)
+        held = held_out(len(images), self.config.held_out)
         self._once(quality, lambda: write_text(quality, json.dumps({
             **likeness(given, [images[k] for k in held or [0]], self._how(given.field),
                        self.work / FIELD_PICTURE),
@@ -319,7 +320,7 @@ class _Stages:
                 matcher, [dataset], self.config.matcher_training,
                 engine=self.engine, checkpoint=self.work / 'matcher.checkpoint',
                 minutes=self._minutes(share), report=report)
-            once(self.engine, lambda: _save(matcher, path, 'matcher.checkpoint'))
+            once(self.engine, lambda: save_weights(matcher, path, 'matcher.checkpoint'))
         matcher.load_state_dict(load_file(path))
         report(1.0)
         return matcher.to(self.device).eval().requires_grad_(False)
@@ -327,7 +328,7 @@ class _Stages:
     def calibrated(self, scene_map: SceneMap, images: list[PosedImage]) -> SceneMap:
         """Measure covariances and teach the judge on the photographs that were held out."""
         report = self.bar('calibration')
-        held = [images[k] for k in _held_out(len(images), self.config.held_out)]
+        held = [images[k] for k in held_out(len(images), self.config.held_out)]
         if not held:
             LOG.warning('%d photographs are too few to keep some from the map: its covariances '
                         'are not calibrated and it has no judge', len(images))
@@ -339,33 +340,3 @@ class _Stages:
             config=self.config.calibration,
             scales=(options['covariance_scale'],) * 2)
         return replace(scene_map, calibration=calibration.to_dict())
-
-
-def _held_out(images: int, most: int) -> list[int]:
-    """Indices of photographs to keep from training: few, none from sets under a dozen.
-
-    They come in runs of three: with a neighbour on both sides a photograph would be an easy one.
-    """
-    count = min(most, max(images // 12, 2)) if images >= 12 else 0
-    runs = math.ceil(count / 3)
-    starts = [round((k + 0.5) * images / runs) - 1 for k in range(runs)]
-    return [start + k for start in starts for k in range(3)][:count]
-
-
-def _of_images(sparse: SparsePoints, kept: list[int]) -> SparsePoints:
-    """Keep the observations of some images, renumbered."""
-    number = np.full(max([*kept, *sparse.image_index.tolist()], default=0) + 1, -1)
-    number[kept] = np.arange(len(kept))
-    chosen = number[sparse.image_index] >= 0
-    return SparsePoints(
-        sparse.points, sparse.reprojection_error, sparse.angle,
-        number[sparse.image_index[chosen]], sparse.pixel[chosen], sparse.point_index[chosen])
-
-
-def _save(module: torch.nn.Module, path: Path, *used: str) -> None:
-    """Write weights, and delete the files beside them that were used in the training."""
-    with written_atomically(path) as temporary:
-        save_file({key: value.contiguous().cpu() for key, value in module.state_dict().items()},
-                  temporary)
-    for name in used:
-        path.with_name(name).unlink(missing_ok=True)

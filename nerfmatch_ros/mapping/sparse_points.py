@@ -33,6 +33,12 @@ class SparsePoints:
     point_index: np.ndarray  # (M,) int64, row of `points`
 
 
+def no_points() -> SparsePoints:
+    """Give what is known of a scene before anything was triangulated."""
+    return SparsePoints(np.zeros((0, 3)), np.zeros(0), np.zeros(0), np.zeros(0, np.int64),
+                        np.zeros((0, 2)), np.zeros(0, np.int64))
+
+
 def triangulate(
     images: Sequence[PosedImage], *, max_features: int = 1500, neighbours: int = 8,
     detection_side: int = 1000, max_view_angle: float = math.radians(50), ratio: float = 0.85,
