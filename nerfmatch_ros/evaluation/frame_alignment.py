@@ -13,8 +13,8 @@ from typing import Any
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.pose import pose_distance
-from nerfmatch_ros.geometry.pose_alignment import align_poses
 from nerfmatch_ros.geometry.similarity import Similarity
+from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
@@ -62,7 +62,7 @@ def align_with_truth(
             f'{len(both)} cameras are known in the map and in truth, {FEWEST} are needed to align '
             'them; give the photographs that the map was built of, or do not align')
     in_map, in_truth = (np.stack(poses) for poses in zip(*both))
-    found = align_poses(in_map, in_truth, with_scale=with_scale)
+    found = align_trajectories(in_map, in_truth, robust=True, with_scale=with_scale)
     metres, radians = pose_distance(
         torch.from_numpy(found.apply_to_pose(in_map)), torch.from_numpy(in_truth))
     return FrameAlignment(found, by, len(both), float(metres.median()),

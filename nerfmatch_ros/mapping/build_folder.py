@@ -86,7 +86,7 @@ def mark_work_folder(work: Path, identity: str) -> str:
 
 def open_work_folder(
     output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
-    minutes: float | None, given: FieldFile | None,
+    minutes: float | None, given: FieldFile | None, rough: bool = False,
 ) -> None:
     """Make the folder `work`, or find it left by the same build."""
     check_output(output)
@@ -94,4 +94,5 @@ def open_work_folder(
         raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
     mark_work_folder(work, json.dumps([
         to_dict(config), minutes, *([] if given is None else [given.mark()]),
+        *(['rough'] if rough else []),
         [describe_image(image) for image in images]]))

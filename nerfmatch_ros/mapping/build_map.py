@@ -1,7 +1,7 @@
 """Building a map from posed photographs, stage by stage; a build that was killed goes on.
 
-    sparse points -> depth -> field -> reference views -> matcher -> surface and retrieval
-    -> calibration -> map
+    rough poses registered -> sparse points -> depth -> field -> reference views -> matcher
+    -> surface and retrieval -> calibration -> map
 
 Finished stages lie in `<output>.build` until the map is whole.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.field_file import FieldFile
 from nerfmatch_ros.files import write_text, written_atomically
 from nerfmatch_ros.localization.localizer import Localizer
@@ -44,6 +45,7 @@ from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
 from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
+from nerfmatch_ros.mapping.register_poses import BY_FIELD, register, TABLE
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.train_field import train_field
 from nerfmatch_ros.mapping.train_matcher import check_shares, train_matcher, training_data
@@ -67,16 +69,21 @@ FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its render
 def build_map(
     images: list[PosedImage], output: Path, config: BuildConfig, *, device: str = 'cpu',
     minutes: float | None = None, keep_work_folder: bool = False, given: FieldFile | None = None,
+    rough: bool = False,
 ) -> SceneMap:
     """Build a map of photographs with poses and save it to the folder `output`.
 
     minutes: of training in all, instead of `config.minutes`; keep_work_folder: leave the stages'
     own results in `<output>.build`, for another build that shares some of them; given: a field
-    in the frame of the photographs' poses, instead of training one. Raises DataError for input
-    that cannot become a map. The old map in `output` stays until the new one is whole.
+    in the frame of the photographs' poses, instead of training one; rough: the poses are mended
+    first, as `config.registration` says. Raises DataError for input that cannot become a map.
+    The old map in `output` stays until the new one is whole.
     Under torchrun all processes call this; the first one does what is no training.
     """
     check_images(images)
+    if rough and given is not None:
+        raise ConfigError('a field that was trained elsewhere belongs to exact poses; '
+                          'give exact poses, or no field')
     config = with_field(config, given)
     check_networks(config)
     keep_freed_memory()
@@ -86,10 +93,11 @@ def build_map(
     check_shares(config.matcher_training, config.matcher.kind, engine.world_size)
     output = Path(output).resolve()
     work = output.with_name(output.name + '.build')
-    once(engine, lambda: open_work_folder(output, work, images, config, minutes, given))
+    once(engine, lambda: open_work_folder(output, work, images, config, minutes, given, rough))
     torch.manual_seed(config.seed)
     with ProgressBars(shown=engine.is_global_zero) as bars:
         stages = _Stages(bars, config, engine, minutes, work)
+        images, registration = stages.registered(images) if rough else (images, {})
         if given is None:
             sparse = stages.sparse_points(images)
             frame = _scene_frame(images, sparse, config.scene_frame)
@@ -106,10 +114,13 @@ def build_map(
             scene_map = assemble_map(
                 images, references, field, matcher, frame, config, device=str(engine.device),
                 notes={'images': len(images), 'extent_m': extent(images), **quality,
+                       **registration,
                        'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
                 report=stages.bar('surface, words'))
             stages.calibrated(scene_map, images).save(output)
             shutil.copy(work / FIELD_PICTURE, output)
+            if rough:
+                shutil.copy(work / TABLE, output)
             if not keep_work_folder:
                 shutil.rmtree(work)
             LOG.info('map saved to %s', output)
@@ -152,6 +163,26 @@ class _Stages:
 
     def _minutes(self, share: float) -> float | None:
         return None if self.minutes is None else share * self.minutes
+
+    def registered(self, images: list[PosedImage]) -> tuple[list[PosedImage], dict]:
+        """Mend rough poses; returns the photographs with the new ones, and what the map notes.
+
+        One process does it while the others wait, in its share of the minutes.
+        """
+        config, done = self.config.registration, []
+        by_field = sum(step in BY_FIELD for step in config.steps)
+        minutes = self._minutes(config.minutes_share / max(by_field, 1))
+        if by_field and self.minutes is not None:
+            self.minutes *= 1 - config.minutes_share
+
+        def make() -> None:
+            done.append(register(images, config, work=self.work, device=self.device,
+                                 minutes=minutes, bar=self.bar))
+
+        once(self.engine, make)
+        if not done:  # another process did it, and this one finds it done
+            make()
+        return done[0].images, {'registration': done[0].notes}
 
     def sparse_points(self, images: list[PosedImage]) -> SparsePoints:
         """Triangulate what the photographs have in common."""

@@ -74,7 +74,7 @@ def reduced_rgb(image: PosedImage, how: PixelSize) -> np.ndarray:
     return rgb if sky is None else np.where(sky[..., None], np.uint8(255), rgb)
 
 
-def _usable(image: PosedImage, how: PixelSize) -> np.ndarray:
+def usable_pixels(image: PosedImage, how: PixelSize) -> np.ndarray:
     """Tell which pixels (H W,) count, uint8 0 or 1."""
     camera = pixel_camera(image.camera, how)
     usable = np.ones((camera.height, camera.width), bool)
@@ -110,7 +110,7 @@ def write_pixels(path: Path, images: list[PosedImage], how: PixelSize) -> None:
     tensors = {'colours': each(torch.uint8, (3,), reduced_rgb)}
     if any(image.mask_path or image.transient_path
            or (image.sky_path and not how.white_sky) for image in images):
-        tensors['usable'] = each(torch.uint8, (), _usable)
+        tensors['usable'] = each(torch.uint8, (), usable_pixels)
     if any(image.depth is not None or image.depth_path for image in images):
         tensors['depths'] = each(torch.float32, (), _depth)
     lenses = lens_cameras(cameras)

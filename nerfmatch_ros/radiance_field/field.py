@@ -59,6 +59,7 @@ class RadianceField(nn.Module):
     last_background: bool = False  # it sees the colour of its last interval instead
     official: bool = False  # points and features of a view are composited, as in published code
     random_rendering: bool = False  # rays of a view are sampled at random, as in published code
+    detail: float = 1.0  # how much of a coarse-to-fine encoding is open, in [0, 1]; not saved
 
     def propose(self, rays: Rays, generator: torch.Generator | None = None) -> Proposal:
         """Choose the intervals of each ray; without a generator the choice is deterministic."""

@@ -7,9 +7,11 @@ hash grid matched badly.
 """
 
 from dataclasses import dataclass
+import math
 
+from nerfmatch_ros.radiance_field.encoding_window import band_weights, opened_bands
 from nerfmatch_ros.radiance_field.field import FieldSamples, Proposal, RadianceField, Rays
-from nerfmatch_ros.radiance_field.hash_grid import HashGrid
+from nerfmatch_ros.radiance_field.hash_grid import FEATURES, HashGrid
 from nerfmatch_ros.radiance_field.ray_sampler import (
     distance_at,
     guide_weights,
@@ -20,6 +22,9 @@ from nerfmatch_ros.radiance_field.volume_rendering import midpoints
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
+
+# Bands that are open at detail 0: cells of the second level are a seventh of the scene's box.
+FIRST_LEVELS, FIRST_OCTAVES = 2, 1
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,26 @@ class GridField(RadianceField):
             nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
             nn.init.zeros_(layer.bias)
 
+    def _encoding(self, points: Tensor) -> Tensor:
+        """Encode contracted points (N, 3) by the levels and octaves that are open."""
+        config = self.config
+        unit = ((points + 2) / 4).clamp(0, 1 - 1e-6)
+        if self.detail >= 1:
+            return torch.cat(
+                [self.hash_grid(unit), positional_encoding(points, config.octaves)], dim=-1)
+        opened = opened_bands(config.levels, self.detail, FIRST_LEVELS)
+        levels = band_weights(config.levels, opened).repeat_interleave(FEATURES).to(points)
+        octaves = band_weights(
+            config.octaves, opened_bands(config.octaves, self.detail, FIRST_OCTAVES)).to(points)
+        looked_up = self.hash_grid(unit, math.ceil(opened)) * levels
+        waves = positional_encoding(points, config.octaves)
+        # Coordinate-major: the octaves of x, then of y and z; the sines, then the cosines.
+        window = torch.cat([octaves.new_ones(3), octaves.repeat(6)])
+        return torch.cat([looked_up, waves * window], dim=-1)
+
     def _trunk(self, points: Tensor, layers: int) -> list[Tensor]:
         """Give f^1 .. f^layers at contracted points (N, 3), each (N, width)."""
-        unit = ((points + 2) / 4).clamp(0, 1 - 1e-6)
-        hidden = torch.cat(
-            [self.hash_grid(unit), positional_encoding(points, self.config.octaves)], dim=-1)
+        hidden = self._encoding(points)
         outputs = []
         for layer in self.trunk[:layers]:
             hidden = F.relu(layer(hidden))
@@ -146,6 +166,8 @@ class GridField(RadianceField):
         if not colour:
             return FieldSamples(density, None, feature)
         view = direction_encoding(rays.directions).to(hidden.dtype)[:, None].expand(-1, count, -1)
+        if self.detail < 1:
+            view = self.detail * view
         rgb = torch.sigmoid(
             self.colour_head(torch.cat([hidden, view.reshape(-1, 8)], -1)).float())
         rgb = rgb.view(len(rays), count, 3)

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import torch
 from torch import nn, Tensor
+import torch.nn.functional as F
 
 FEATURES = 4
 _PRIME_Y = 2654435761
@@ -40,7 +41,7 @@ def _entry(ix, iy, iz, side, dense, mask):
 def _forward(points, table, resolutions, dense, out):
     chunk = 1024
     for block in numba.prange((points.shape[0] + chunk - 1) // chunk):
-        for level in range(table.shape[0]):
+        for level in range(out.shape[1] // 4):
             cells = resolutions[level]
             entries = table[level]
             mask = table.shape[1] - 1
@@ -79,7 +80,7 @@ def _forward(points, table, resolutions, dense, out):
 @numba.njit(parallel=True, fastmath=True, cache=True)
 def _backward_table(points, gradient, resolutions, dense, table_gradient):
     # Parallel over levels: no two threads write to the same entry.
-    for level in numba.prange(table_gradient.shape[0]):
+    for level in numba.prange(gradient.shape[1] // 4):
         cells = resolutions[level]
         entries = table_gradient[level]
         mask = table_gradient.shape[1] - 1
@@ -115,8 +116,16 @@ def _backward_table(points, gradient, resolutions, dense, table_gradient):
 @numba.njit(parallel=True, fastmath=True, cache=True)
 def _backward_points(points, table, gradient, resolutions, dense, point_gradient):
     for i in numba.prange(points.shape[0]):
-        total = np.zeros(3, np.float32)
-        for level in range(table.shape[0]):
+        x = np.float32(0)
+        y = np.float32(0)
+        z = np.float32(0)
+        for level in range(gradient.shape[1] // 4):
+            ga = gradient[i, level * 4]
+            gb = gradient[i, level * 4 + 1]
+            gc = gradient[i, level * 4 + 2]
+            gd = gradient[i, level * 4 + 3]
+            if ga == 0 and gb == 0 and gc == 0 and gd == 0:
+                continue
             cells = resolutions[level]
             entries = table[level]
             mask = table.shape[1] - 1
@@ -137,16 +146,14 @@ def _backward_points(points, table, gradient, resolutions, dense, point_gradient
                 wy = fy if by else 1 - fy
                 wz = fz if bz else 1 - fz
                 k = _entry(ix + bx, iy + by, iz + bz, cells + 1, dense[level], mask)
-                dot = np.float32(0)
-                for f in range(4):
-                    dot += entries[k, f] * gradient[i, level * 4 + f]
-                dot *= cells
-                total[0] += dot * wy * wz * (1 if bx else -1)
-                total[1] += dot * wx * wz * (1 if by else -1)
-                total[2] += dot * wx * wy * (1 if bz else -1)
-        point_gradient[i, 0] = total[0]
-        point_gradient[i, 1] = total[1]
-        point_gradient[i, 2] = total[2]
+                dot = (entries[k, 0] * ga + entries[k, 1] * gb
+                       + entries[k, 2] * gc + entries[k, 3] * gd) * np.float32(cells)
+                x += dot * wy * wz * (1 if bx else -1)
+                y += dot * wx * wz * (1 if by else -1)
+                z += dot * wx * wy * (1 if bz else -1)
+        point_gradient[i, 0] = x
+        point_gradient[i, 1] = y
+        point_gradient[i, 2] = z
 
 
 def as_many_threads_as_torch():
@@ -160,11 +167,11 @@ def as_many_threads_as_torch():
 
 class _CompiledEncoding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, points, table, resolutions, dense):
+    def forward(ctx, points, table, resolutions, dense, levels):
         as_many_threads_as_torch()
         points = points.contiguous()
-        out = points.new_empty(len(points), table.shape[0] * FEATURES)
-        corners = 8 * len(points) * table.shape[0]
+        out = points.new_empty(len(points), levels * FEATURES)
+        corners = 8 * len(points) * levels
         note_work('hash grid', _CORNER_FLOPS * corners,
                   [(table, corners * FEATURES * table.element_size())])
         _forward(points.detach().numpy(), table.detach().numpy(), resolutions, dense, out.numpy())
@@ -186,7 +193,7 @@ class _CompiledEncoding(torch.autograd.Function):
             table_gradient = torch.zeros_like(table)
             _backward_table(points.detach().numpy(), gradient.numpy(), *ctx.layout,
                             table_gradient.numpy())
-        return point_gradient, table_gradient, None, None
+        return point_gradient, table_gradient, None, None, None
 
 
 def encode_in_torch(points: Tensor, table: Tensor, resolutions, dense) -> Tensor:
@@ -216,8 +223,17 @@ class HashGrid(nn.Module):
         nn.init.uniform_(self.table, -1e-4, 1e-4)
         self.channels = levels * FEATURES
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Encode points (N, 3) in [0, 1] -> (N, L F); differentiable in the points and table."""
+    def forward(self, points: Tensor, levels: int | None = None) -> Tensor:
+        """Encode points (N, 3) in [0, 1] -> (N, L F); differentiable in the points and table.
+
+        levels: that are looked up, coarse ones first; the features of the others are 0.
+        """
+        levels = len(self.resolutions) if levels is None else levels
         if points.device.type == 'cpu' and points.dtype == torch.float32:
-            return _CompiledEncoding.apply(points, self.table, self.resolutions, self.dense)
-        return encode_in_torch(points, self.table, self.resolutions, self.dense)
+            features = _CompiledEncoding.apply(
+                points, self.table, self.resolutions, self.dense, levels)
+        else:
+            features = encode_in_torch(
+                points, self.table, self.resolutions[:levels], self.dense[:levels])
+        missing = self.channels - features.shape[1]
+        return F.pad(features, (0, missing)) if missing else features

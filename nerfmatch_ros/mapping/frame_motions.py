@@ -1,0 +1,120 @@
+"""How poses of frames move while a field is learned: by a local warp of rays, or each as a whole.
+
+Local-to-global registration (L2G-NeRF, CVPR 2023) warps every ray by itself and ties the rays of a
+frame to the rigid motion that fits them best; bundle-adjusting fields (BARF, ICCV 2021) move each
+frame by one twist. Both give rough_from_camera: what to multiply a rough pose by from the right.
+Letters: K frames, B of them at once, P pixels of each. Translations are in scene units.
+"""
+
+from nerfmatch_ros.geometry.pose import se3_exp, transform, transform_points
+from nerfmatch_ros.geometry.rigid_alignment import align
+import torch
+from torch import nn, Tensor
+import torch.nn.functional as F
+
+
+class FrameMotions(nn.Module):
+    """Interface of `LocalWarps` and `FrameTwists`."""
+
+    def ray_motions(
+        self, frames: Tensor, plane: Tensor, directions: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Give rough_from_ray (B, P, 4, 4) and the mean squared departure () from rigid motion.
+
+        frames: (B,) indices; plane: (B, P, 2) in [-1, 1]; directions: (B, P, 3) unit, camera
+        frame.
+        """
+        raise NotImplementedError
+
+    def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
+        """Give rough_from_camera (K, 4, 4) by a grid of each frame's pixels.
+
+        plane: (K, P, 2); directions: (K, P, 3).
+        """
+        raise NotImplementedError
+
+
+class FrameTwists(FrameMotions):
+    """One twist a frame (BARF)."""
+
+    def __init__(self, frames: int):
+        super().__init__()
+        self.twist = nn.Parameter(torch.zeros(frames, 6))
+
+    def ray_motions(
+        self, frames: Tensor, plane: Tensor, directions: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Give every ray of a frame the frame's own motion, which is rigid."""
+        motion = se3_exp(self.twist[frames])
+        return motion[:, None].expand(-1, plane.shape[1], 4, 4), motion.new_zeros(())
+
+    def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
+        """Give the motion of each frame."""
+        return se3_exp(self.twist)
+
+
+class WarpNetwork(nn.Module):
+    """Parameters of a pixel's motion by its place in the picture and an embedding of its frame.
+
+    As published: six hidden layers, the input joined again at the fourth. It begins at no motion.
+    """
+
+    def __init__(self, frames: int, parameters: int, *, embedding: int = 128, width: int = 256,
+                 depth: int = 6, skip: int = 4):
+        super().__init__()
+        channels = 2 + embedding
+        self.embedding = nn.Embedding(frames, embedding)
+        inputs = [channels] + [width] * (depth - 1)
+        inputs[skip] += channels
+        self.skip = skip
+        self.layers = nn.ModuleList(nn.Linear(size, width) for size in inputs)
+        self.head = nn.Linear(width, parameters)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, frames: Tensor, plane: Tensor) -> Tensor:
+        """Give the parameters (B, P, n) of pixels at `plane` (B, P, 2) of frames (B,)."""
+        codes = self.embedding(frames)[:, None].expand(-1, plane.shape[1], -1)
+        inputs = hidden = torch.cat([plane, codes], dim=-1)
+        for index, layer in enumerate(self.layers):
+            if index == self.skip:
+                hidden = torch.cat([hidden, inputs], dim=-1)
+            hidden = F.relu(layer(hidden))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float())
+
+
+class LocalWarps(FrameMotions):
+    """A twist per ray by a shared network; a frame's motion is the closed-form fit (L2G-NeRF)."""
+
+    def __init__(self, frames: int, *, bfloat16: bool = False):
+        super().__init__()
+        self.network, self.bfloat16 = WarpNetwork(frames, 6), bfloat16
+
+    def ray_motions(
+        self, frames: Tensor, plane: Tensor, directions: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Warp each ray; the departure is that of the rays' points from the best rigid motion."""
+        rigid, source, warped, motion = self._fit(frames, plane, directions)
+        moved = transform_points(rigid, source)
+        return motion, (warped - moved).square().sum(-1).mean()
+
+    def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
+        """Fit the rigid motion of each frame to the warp of its rays."""
+        frames = torch.arange(len(plane), device=plane.device)
+        return self._fit(frames, plane, directions)[0]
+
+    def _fit(
+        self, frames: Tensor, plane: Tensor, directions: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give the rigid motion (B, 4, 4), source and warped points (B, 2 P, 3), the warps."""
+        with torch.autocast(plane.device.type, torch.bfloat16, enabled=self.bfloat16):
+            twists = self.network(frames, plane)
+        motion = se3_exp(twists)
+        # The camera's centre and the point at one scene unit along each ray.
+        ends = (motion[..., :3, :3] @ directions[..., None])[..., 0]
+        centres = motion[..., :3, 3]
+        source = torch.cat([torch.zeros_like(directions), directions], dim=1)
+        warped = torch.cat([centres, centres + ends], dim=1)
+        fitted = align(source, warped)
+        return transform(fitted.rotation, fitted.translation), source, warped, motion

@@ -1,0 +1,297 @@
+"""Registration by the field: rough poses are mended while a radiance field is learned.
+
+    photographs, rough poses -> field and motions of the frames, learned together -> poses
+
+`l2g` is L2G-NeRF (Chen et al., CVPR 2023): a network warps each ray by itself, and the pose of a
+frame is the closed-form rigid fit of its rays. `barf` is BARF (Lin et al., ICCV 2021): one twist
+per frame. Field, coarse-to-fine schedule, blur and rays of a step are the same for both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+import math
+from pathlib import Path
+
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.geometry.pose import pose_distance
+from nerfmatch_ros.geometry.similarity import Similarity
+from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
+from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
+from nerfmatch_ros.mapping.frame_motions import FrameMotions, FrameTwists, LocalWarps
+from nerfmatch_ros.mapping.registration_pixels import RegistrationPixels
+from nerfmatch_ros.mapping.training_clock import TrainingClock
+from nerfmatch_ros.mapping.training_pixels import PixelSize
+from nerfmatch_ros.radiance_field.field import RadianceField
+from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
+from nerfmatch_ros.radiance_field.renderer import render_rays
+from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, frustum_frame, SceneFrame
+from nerfmatch_ros.scene_map import FieldConfig
+import numpy as np
+import torch
+from torch import nn, Tensor
+from torch.nn.functional import mse_loss
+
+METHODS = ('l2g', 'barf')
+CHECKPOINT_STEPS = 250
+FIT_GRID = (12, 16)  # rows and columns of the rays that a frame's pose is fitted to
+BLUR_STAGES = 8  # in which the photographs become sharp
+FIELD_WARMUP = 50  # steps in which the field's learning rates rise
+POSE_WARMUP = 0.02  # progress in which those of the poses do
+# Without known depths: scene units, of which one is three times the spread of the cameras.
+GUESSED_NEAR, GUESSED_FAR = 0.1, 4.0
+
+
+@dataclass(frozen=True)
+class PoseRegistrationConfig:
+    """How poses are registered; the defaults are for a CPU."""
+
+    method: str = 'l2g'  # 'l2g': a warp per ray, closed-form poses; 'barf': a twist per frame
+    steps: int = 6000  # at most; the minutes may end it first
+    rays: int = 1024  # of a step, shared evenly by its frames
+    frames: int = 160  # photographs in a step, at most
+    longest_side: int = 160  # photographs are reduced to this, pixels
+    depth_range: tuple[float, float] | None = None  # metres that cameras see; None: guessed
+    blur: float = 3.0  # of the photographs at first, pixels when reduced (standard deviation)
+    first_detail: float = 0.3  # share of the encoding that is open at first
+    ramp: tuple[float, float] = (0.3, 0.8)  # progress in which it opens and the blur ends
+    still: float = 0.08  # progress before the poses begin to move
+    table_rate: float = 1e-2  # learning rate of hash tables
+    network_rate: float = 3e-3  # of the field's networks
+    field_final_rate: float = 0.1  # share of both at the end
+    warp_rate: float = 3e-4  # of the warp network (l2g)
+    twist_rate: float = 1e-3  # of the twists (barf), scene units and radians
+    pose_final_rate: float = 0.1  # share of either at the end
+    rigidity: float = 1e2  # weight of how far a frame's rays depart from one motion (l2g)
+    opacity_weight: float = 1e-3
+    bfloat16: bool = True  # matrix products in half the time
+    seed: int = 0
+    field: FieldConfig = FieldConfig(grid=GridFieldConfig(
+        levels=6, finest=384, log2_entries=16, octaves=4, depth=2, samples=16, guide_samples=64,
+        guide_cells=64))
+
+    def __post_init__(self):
+        """Refuse what registers nothing."""
+        if self.method not in METHODS:
+            raise ConfigError(f"registration '{self.method}' is unknown; use l2g or barf")
+        for name, least in (('rays', 1), ('frames', 1), ('longest_side', 16), ('blur', 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f'registration.{name} is {getattr(self, name)}; '
+                                  f'give at least {least}')
+        if not 0 <= self.ramp[0] < self.ramp[1] <= 1:
+            raise ConfigError(f'registration.ramp is {self.ramp}; give two increasing shares of '
+                              'the training, from 0 to 1')
+        if not 0 <= self.first_detail <= 1:
+            raise ConfigError(f'registration.first_detail is {self.first_detail:g}; '
+                              'give a share from 0 to 1')
+        if self.depth_range is not None and not 0 < self.depth_range[0] < self.depth_range[1]:
+            raise ConfigError(f'registration.depth_range is {self.depth_range}; give two '
+                              'increasing positive numbers of metres')
+
+
+@dataclass(frozen=True, eq=False)
+class FieldRegistration:
+    """Registered poses with the field that they were learned with."""
+
+    poses: np.ndarray  # (K, 4, 4) float64 map_from_camera, metres of the given frame
+    given_from_registered: Similarity  # what was undone: how the whole had moved and scaled
+    field: RadianceField
+    frame: SceneFrame  # in which the field shows what `poses` see
+    numbers: dict  # steps, psnr (dB), moved_m and turned_deg (means), drift_scale
+
+
+class _Registration(nn.Module):
+    """Field and motions: what is learned together, and what a checkpoint holds."""
+
+    def __init__(self, field: RadianceField, motions: FrameMotions):
+        super().__init__()
+        self.field, self.motions = field, motions
+
+
+def register_by_field(
+    images: list[PosedImage], rough: np.ndarray, config: PoseRegistrationConfig, *,
+    checkpoint: Path, device: torch.device | str = 'cpu', minutes: float | None = None,
+    report: Callable[[float, dict], None] = lambda progress, numbers: None,
+    frame: SceneFrame | None = None,
+) -> FieldRegistration:
+    """Mend the poses of photographs while a field learns what they show.
+
+    rough: (K, 4, 4) map_from_camera, metres, in the order of the images; poses of the images
+    themselves are not looked at. minutes: of wall clock, at most. checkpoint: an interrupted
+    registration goes on from there; it stays for the caller to delete. report: called with the
+    progress in [0, 1] and {'psnr': dB of recent steps}. frame: the part of space to fill, in the
+    rough poses' frame; without it one is guessed from the cameras' places.
+
+    The photographs say nothing about where the whole lies and how large it is. So the result is
+    put back to where the rough poses were, by the robust similarity between the centres.
+    """
+    rough = np.array(rough, np.float64)
+    if len(images) < 3 or rough.shape != (len(images), 4, 4):
+        raise DataError(f'{len(images)} images and rough poses {rough.shape} cannot be '
+                        'registered; give at least three images and a pose (4, 4) of each')
+    torch.manual_seed(config.seed)
+    frame = guess_frame(images, rough, config) if frame is None else frame
+    motions = LocalWarps(len(images), bfloat16=config.bfloat16) if config.method == 'l2g' \
+        else FrameTwists(len(images))
+    both = _Registration(config.field.make(1), motions).to(device)
+    pixels = RegistrationPixels(images, PixelSize(config.longest_side), device)
+    optimizer = _optimizer(both, config)
+    clock = TrainingClock(steps=config.steps, minutes=minutes)
+    load_checkpoint(checkpoint, both, optimizer, clock)
+    psnr = _learn(both, optimizer, clock, pixels, torch.from_numpy(rough).float().to(device),
+                  frame, config, checkpoint, report)
+    registered = registered_poses(motions, pixels, rough, frame)
+    return _put_back(registered, rough, both.field, frame,
+                     {'method': config.method, 'steps': clock.step, 'psnr': psnr})
+
+
+def guess_frame(
+    images: list[PosedImage], rough: np.ndarray, config: PoseRegistrationConfig,
+) -> SceneFrame:
+    """Guess the part of space that the photographs show, by where they were taken.
+
+    A Mip-NeRF's is the unit ball around what the cameras see, a grid field's a box around them.
+    """
+    frame = fit_scene_frame(rough, np.zeros((0, 3)), np.zeros(0))
+    scale = frame.scene_from_map.scale
+    near, far = (GUESSED_NEAR, GUESSED_FAR) if config.depth_range is None \
+        else (scale * metres for metres in config.depth_range)
+    if config.field.kind == 'grid':
+        return replace(frame, near=near, far=far)
+    return frustum_frame([image.camera for image in images], rough,
+                         far / scale if config.depth_range is not None else 1 / scale)
+
+
+def _optimizer(both: _Registration, config: PoseRegistrationConfig) -> torch.optim.Optimizer:
+    field = [(name, value) for name, value in both.field.named_parameters() if name != 'exposure']
+    tables = [value for name, value in field if name.endswith('table')]
+    others = [value for name, value in field if not name.endswith('table')]
+    rate = config.warp_rate if config.method == 'l2g' else config.twist_rate
+    groups = [
+        {'params': list(both.motions.parameters()), 'lr': rate, 'betas': (0.9, 0.999),
+         'eps': 1e-8},
+        {'params': others, 'lr': config.network_rate},
+        {'params': tables, 'lr': config.table_rate}]
+    groups = [group for group in groups if group['params']]
+    for group in groups:
+        group['first_rate'] = group['lr']
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, config, clock: TrainingClock) -> None:
+    """Set the learning rates of this step; the first group is that of the poses."""
+    progress = clock.progress
+    for k, group in enumerate(optimizer.param_groups):
+        if k == 0:
+            share = min(1.0, max(0.0, (progress - config.still) / POSE_WARMUP))
+            share *= config.pose_final_rate ** progress
+        else:
+            share = min(1.0, (clock.step + 1) / FIELD_WARMUP)
+            share *= config.field_final_rate ** progress
+        group['lr'] = share * group['first_rate']
+
+
+def detail_at(progress: float, config: PoseRegistrationConfig) -> tuple[float, float]:
+    """Give the share of the encoding that is open, and the blur in pixels, at this progress."""
+    start, end = config.ramp
+    done = min(max((progress - start) / (end - start), 0.0), 1.0)
+    blur = config.blur * (1 - math.floor(done * BLUR_STAGES) / BLUR_STAGES)
+    return config.first_detail + (1 - config.first_detail) * done, blur
+
+
+def _learn(
+    both: _Registration, optimizer: torch.optim.Optimizer, clock: TrainingClock,
+    pixels: RegistrationPixels, rough: Tensor, frame: SceneFrame, config: PoseRegistrationConfig,
+    checkpoint: Path, report: Callable[[float, dict], None],
+) -> float:
+    """Learn field and motions until the clock ends; gives the PSNR of the last steps, dB."""
+    field, generator = both.field.train(), torch.Generator(device=pixels.device)
+    smoothed = None
+    while clock.running:
+        _set_rates(optimizer, config, clock)
+        generator.manual_seed(config.seed * 1_000_003 + clock.step)
+        loss, error = _step_loss(both, clock, pixels, rough, frame, config, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if isinstance(field, GridField) and clock.step % 16 == 0:
+            field.refresh_guide(16384, generator)
+        smoothed = error if smoothed is None else 0.98 * smoothed + 0.02 * error
+        clock.tick()
+        if clock.step % 20 == 0:
+            report(clock.progress, {'psnr': _decibels(smoothed), 'step': clock.step})
+        if clock.step % CHECKPOINT_STEPS == 0 or not clock.running:
+            save_checkpoint(checkpoint, both, optimizer, clock)
+            clock.pause()
+    field.detail = 1.0
+    field.eval().requires_grad_(False)
+    return math.nan if smoothed is None else _decibels(smoothed)
+
+
+def _step_loss(
+    both: _Registration, clock: TrainingClock, pixels: RegistrationPixels, rough: Tensor,
+    frame: SceneFrame, config: PoseRegistrationConfig, generator: torch.Generator,
+) -> tuple[Tensor, float]:
+    """Give the loss of the rays of this step, and their mean squared error of colour."""
+    field = both.field
+    field.detail, blur = detail_at(clock.progress, config)
+    frames = min(config.frames, len(pixels))
+    drawn = pixels.draw(frames, max(config.rays // frames, 4), generator, blur=blur)
+    motion, departure = both.motions.ray_motions(drawn.frames, drawn.plane, drawn.directions)
+    poses = _moved(rough[drawn.frames][:, None], motion, frame).flatten(0, 1)
+    rays = frame.rays(poses, drawn.directions.flatten(0, 1), pixels.pixel_angle)
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.bfloat16):
+        rendered = render_rays(field, rays, generator=generator)
+    if isinstance(field, GridField) and clock.step % 2 == 0:
+        field.update_guide(*field.guide_entries(rays, rendered.edges, rendered.density), 0.05)
+    colour = drawn.colour.flatten(0, 1)
+    photometric = mse_loss(rendered.colour, colour)
+    loss = photometric + config.rigidity * departure
+    if rendered.proposal_colour is not None:
+        loss = loss + mse_loss(rendered.proposal_colour, colour)
+    # No distortion loss: it is less where all is near, and nothing holds the scale of the whole.
+    loss = loss + config.opacity_weight * ((1 - rendered.opacity) ** 2).mean()
+    return loss, photometric.item()
+
+
+def _moved(poses: Tensor, motions: Tensor, frame: SceneFrame) -> Tensor:
+    """Move poses (..., 4, 4), metres, by motions (..., 4, 4) in the camera, scene units."""
+    metres = motions.new_ones(4, 4)
+    metres[:3, 3] = 1 / frame.scene_from_map.scale
+    return poses @ (motions * metres)
+
+
+@torch.no_grad()
+def registered_poses(
+    motions: FrameMotions, pixels: RegistrationPixels, rough: np.ndarray, frame: SceneFrame,
+) -> np.ndarray:
+    """Give the poses (K, 4, 4) float64 that the motions make of the rough ones."""
+    found = motions.frame_motions(*pixels.grid(*FIT_GRID)).cpu().double()
+    return _moved(torch.from_numpy(rough), found, frame).numpy()
+
+
+def _put_back(
+    registered: np.ndarray, rough: np.ndarray, field: RadianceField, frame: SceneFrame,
+    numbers: dict,
+) -> FieldRegistration:
+    """Bring poses and field back to where the rough poses were."""
+    if not np.isfinite(registered).all():
+        raise DataError('the registration of poses diverged; lower registration.warp_rate or '
+                        'twist_rate, or give better rough poses')
+    back = align_trajectories(registered, rough, robust=True)
+    poses = back.apply_to_pose(registered)
+    moved, turned = pose_distance(torch.from_numpy(poses), torch.from_numpy(rough))
+    given_frame = replace(frame, scene_from_map=_after(frame.scene_from_map, back.inverse()))
+    return FieldRegistration(poses, back, field, given_frame, {
+        **numbers, 'drift_scale': 1 / back.scale, 'moved_m': moved.mean().item(),
+        'turned_deg': math.degrees(turned.mean().item())})
+
+
+def _after(second: Similarity, first: Similarity) -> Similarity:
+    """Give the similarity that moves by `first` and then by `second`."""
+    return Similarity(second.scale * first.scale, second.rotation @ first.rotation,
+                      second.apply(first.translation))
+
+
+def _decibels(error: float) -> float:
+    return -10 * math.log10(max(error, 1e-10))
