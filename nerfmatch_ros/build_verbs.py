@@ -70,7 +70,7 @@ def build(
     camera: BagCamera = None,
     frames: OmitArgPrefixes[BagFrameOptions] = WITHOUT_BAG,
 ) -> None:
-    """Make a map of photographs or of the bag of a robot, or teach an old map new ones."""
+    """Make a map from posed photographs or the bag of a robot, or teach an old map new ones."""
     from nerfmatch_ros.config import choose_device, from_dict, load_yaml
     from nerfmatch_ros.data.reader import read_posed_images
     from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
@@ -87,16 +87,18 @@ def build(
     if poses == 'none' and (annotations is not None or masks is not None or field is not None):
         raise ConfigError('--annotations, --masks and --field belong to given poses; leave them '
                           'out or give the poses')
-    if output is None and update is None:
+    values = ({} if config is None else load_yaml(config)) or {}
+    if update is not None:
+        from nerfmatch_ros.mapping.update_map import update_map, UpdateConfig
+        if field is not None or registration is not None or scale is not None:
+            raise ConfigError('--update trains the field of the map and places photographs by it; '
+                              'leave --field, --registration and --scale out')
+        output = (output or update).resolve()
+        update_config = from_dict(UpdateConfig, values, str(config))
+    elif output is None:
         raise ConfigError('no --output is given; name the folder of the new map')
-    if update is not None and (field is not None or registration is not None
-                               or scale is not None):
-        raise ConfigError('--update trains the field of the map in its own frame; leave --field, '
-                          '--registration and --scale out')
-    target = output or update
-    values = {} if config is None else load_yaml(config)
-    build_config = from_dict(UpdateConfig if update is not None else BuildConfig, values or {},
-                             str(config))
+    else:
+        build_config = from_dict(BuildConfig, values, str(config))
     chosen, given = choose_device(device), {}
     if field is not None:
         from nerfmatch_ros.field_file import FieldFile
@@ -120,20 +122,23 @@ def build(
         raise ConfigError('--registration mends rough poses, and these are exact; '
                           'give --poses rough, or leave it out')
     rough = poses == 'rough' or registration is not None
-    if rough:
+    if rough and update is None:
         build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
-    if poses == 'none':
+    # The build removes its own folder in the end, and the frames with it.
+    reports = {} if extracted is None else extracted.reports()
+    split = None if split == 'all' else split or 'train'
+    if poses == 'none' and update is None:
         posed, report = _place(images, split, camera, scale, output, from_bag=bag is not None)
         reports['poses_from_motion.json'] = report
+    elif poses == 'none':
+        posed = _without_poses(images, split, camera, from_bag=bag is not None)
     else:
         posed = read_posed_images(images, split, annotations=annotations, masks=masks)
-    build_map(posed, output, build_config, device=chosen, minutes=minutes, rough=rough, **given)
-    _keep(reports, output)
-
-
-def _keep(reports: dict[str, bytes], folder: Path) -> None:
-    """Put reports of what a map was made of into its folder."""
-    from nerfmatch_ros.files import written_atomically
+    if update is None:
+        build_map(posed, output, build_config, device=chosen, minutes=minutes, rough=rough,
+                  **given)
+    else:
+        update_map(update, posed, output, update_config, device=chosen, minutes=minutes)
     for name, content in reports.items():
         with written_atomically(folder / name) as temporary:
             temporary.write_bytes(content)
@@ -161,6 +166,24 @@ def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) ->
     if from_bag and options.odometry is None:
         options = replace(options, odometry=ODOMETRY)
     return replace(config, registration=options)
+
+
+def _without_poses(
+    folder: Path, split: str | None, camera: Path | None, *, from_bag: bool,
+) -> list[PosedImage]:
+    """Give pictures whose poses a map is to find, and whose camera has to be known for that."""
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.data.picture_folder import without_poses
+    from nerfmatch_ros.data.reader import read_posed_images
+    if from_bag:
+        return [replace(image, map_from_camera=None)
+                for image in read_posed_images(folder, split)]
+    pictures, calibrated = without_poses(
+        folder, split, None if camera is None else read_camera(camera))
+    if not calibrated:
+        raise ConfigError('photographs are placed in a map by a camera that is known; give its '
+                          'intrinsics by --camera')
+    return pictures
 
 
 def _place(

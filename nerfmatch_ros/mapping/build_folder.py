@@ -94,4 +94,5 @@ def open_work_folder(
         raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
     mark_work_folder(work, json.dumps([
         to_dict(config), minutes, *([] if given is None else [given.mark()]),
-        *(['rough'] if rough else []), [describe_image(image) for image in images]]))
+        *(['rough'] if rough else []),
+        [describe_image(image) for image in images]]))
