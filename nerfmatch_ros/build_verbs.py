@@ -73,9 +73,8 @@ def build(
     """Make a map from posed photographs or the bag of a robot, or teach an old map new ones."""
     from nerfmatch_ros.config import choose_device, from_dict, load_yaml
     from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.files import written_atomically
     from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
-    if update is not None:  # late: it brings all that localizes
-        from nerfmatch_ros.mapping.update_map import update_map, UpdateConfig
     if minutes is not None and not minutes > 0:
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
     if (images is None) == (bag is None):
@@ -105,19 +104,11 @@ def build(
         given = {'given': FieldFile.load(field)}
     extracted = None
     if bag is not None:
-        extracted = _extract(bag, target.with_name(target.name + '.build') / 'frames', frames,
+        extracted = _extract(bag, output.with_name(output.name + '.build') / 'frames', frames,
                              camera)
         images, split = extracted.folder, split or 'all'
     if poses == 'auto':
         poses = 'exact' if extracted is None else extracted.quality
-    # The build removes its own folder in the end, and the frames with it.
-    reports = {} if extracted is None else extracted.reports()
-    split = None if split == 'all' else split or 'train'
-    if update is not None:
-        learned = _known(images, split, poses, camera, annotations, masks)
-        update_map(update, learned, output, build_config, minutes=minutes, device=chosen)
-        _keep(reports, target)
-        return
     if registration is not None and poses == 'exact':
         raise ConfigError('--registration mends rough poses, and these are exact; '
                           'give --poses rough, or leave it out')
@@ -140,21 +131,8 @@ def build(
     else:
         update_map(update, posed, output, update_config, device=chosen, minutes=minutes)
     for name, content in reports.items():
-        with written_atomically(folder / name) as temporary:
+        with written_atomically(output / name) as temporary:
             temporary.write_bytes(content)
-
-
-def _known(
-    folder: Path, split: str | None, poses: str, camera: Path | None, annotations: Path | None,
-    masks: Path | None,
-) -> list[PosedImage]:
-    """Read photographs that a map is to learn, with the poses they have, if any."""
-    from nerfmatch_ros.data.photograph import read_camera
-    from nerfmatch_ros.data.picture_folder import without_poses
-    from nerfmatch_ros.data.reader import read_posed_images
-    if poses == 'none':
-        return without_poses(folder, split, None if camera is None else read_camera(camera))[0]
-    return read_posed_images(folder, split, annotations=annotations, masks=masks)
 
 
 def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) -> BuildConfig:

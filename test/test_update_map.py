@@ -189,7 +189,8 @@ def test_the_verbs_refuse_what_leads_nowhere(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('nerfmatch_ros.data.reader.read_posed_images', lambda *_, **__: [])
     asked = {
         'no --output is given': ['build', '--images', 'a'],
-        'leave --field, --registration and --scale out': ['build', '--images', 'a', '--update', 'm', '--field', 'f'],
+        'leave --field, --registration and --scale out': [
+            'build', '--images', 'a', '--update', 'm', '--field', 'f'],
         'at least 4 photographs, 0 given': ['build', '--images', 'a', '--update', str(tmp_path)],
         '--minutes -1.0 leaves': ['merge', 'a', 'b', '--output', 'c', '--minutes', '-1'],
         'give two maps and another folder': ['merge', 'a', 'a', '--output', 'c']}
