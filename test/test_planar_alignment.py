@@ -79,7 +79,8 @@ def test_gradients_are_finite_for_an_even_grid_that_has_not_moved(kind):
 
 def test_a_quarter_turn_moves_as_it_says():
     motion = rigid_motion(torch.tensor([math.pi / 2, 3.0, 0.0]))
-    torch.testing.assert_close(move(motion, torch.tensor([[1.0, 0.0]])), torch.tensor([[3.0, 1.0]]))
+    moved = move(motion, torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(moved, torch.tensor([[3.0, 1.0]]))
 
 
 def test_homographies_keep_lines_and_have_determinant_one(generator):

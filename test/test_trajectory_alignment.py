@@ -1,4 +1,4 @@
-"""The similarity between two trajectories: exact, robust, and decided where centres leave it open."""
+"""The similarity between two trajectories: exact, robust, decided where centres leave it open."""
 
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.pose import se3_exp
