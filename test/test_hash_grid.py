@@ -2,7 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from nerfmatch_ros.radiance_field.hash_grid import encode_in_torch, HashGrid, level_resolutions
+from nerfmatch_ros.radiance_field.hash_grid import (
+    encode_in_torch,
+    FEATURES,
+    HashGrid,
+    level_resolutions,
+)
 import numba
 import numpy as np
 import pytest
@@ -127,3 +132,18 @@ def test_cuda_equals_cpu(generator):
     here = grid(points)
     there = grid.cuda()(points.cuda()).cpu()
     torch.testing.assert_close(there, here, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('levels', [1, 3])
+def test_levels_that_are_not_looked_up_give_zero_and_get_no_gradient(levels, generator):
+    grid = random_grid(generator)
+    points = torch.rand(200, 3, generator=generator).requires_grad_()
+    features, whole = grid(points, levels), grid(points)
+    known = levels * FEATURES
+    torch.testing.assert_close(features[:, :known], whole[:, :known])
+    assert features.shape == whole.shape and (features[:, known:] == 0).all()
+    weight = torch.randn(features.shape, generator=generator)
+    found = torch.autograd.grad((features * weight).sum(), [points, grid.table])
+    expected = torch.autograd.grad((whole * weight)[:, :known].sum(), [points, grid.table])
+    torch.testing.assert_close(found[0], expected[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found[1], expected[1])

@@ -85,11 +85,14 @@ class FieldLoss(nn.Module):
                 rendered, batch.colour, batch.distance, batch.tolerance, config, piece.progress,
                 share=piece.share, known_share=piece.known_share)
         if isinstance(self.field, GridField):
-            exposure = self.field.exposure
-            charged = 1e-2 * (exposure.mean(0) ** 2).sum() + 1e-3 * (exposure ** 2).mean()
-            loss = loss + float(piece.first) * charged
+            loss = loss + float(piece.first) * exposure_loss(self.field.exposure)
         found = (rendered.edges, rendered.density, rendered.colour)
         return loss, [value.detach() for value in found]
+
+
+def exposure_loss(exposure: Tensor) -> Tensor:
+    """Hold gains and offsets (K, 6) of the photographs small, and none on the mean."""
+    return 1e-2 * (exposure.mean(0) ** 2).sum() + 1e-3 * (exposure ** 2).mean()
 
 
 def training_loss(

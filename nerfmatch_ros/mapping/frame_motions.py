@@ -14,7 +14,16 @@ import torch.nn.functional as F
 
 
 class FrameMotions(nn.Module):
-    """Interface of `LocalWarps` and `FrameTwists`."""
+    """Interface of `LocalWarps` and `FrameTwists`.
+
+    translation_share: how far a unit of a parameter translates, scene units, where another one
+    turns by a radian; so what both explain alike is shared out as rough poses err.
+    """
+
+    def __init__(self, translation_share: float):
+        super().__init__()
+        self.register_buffer(
+            'units', torch.tensor([translation_share] * 3 + [1.0] * 3), persistent=False)
 
     def ray_motions(
         self, frames: Tensor, plane: Tensor, directions: Tensor,
@@ -37,20 +46,20 @@ class FrameMotions(nn.Module):
 class FrameTwists(FrameMotions):
     """One twist a frame (BARF)."""
 
-    def __init__(self, frames: int):
-        super().__init__()
+    def __init__(self, frames: int, *, translation_share: float = 1.0):
+        super().__init__(translation_share)
         self.twist = nn.Parameter(torch.zeros(frames, 6))
 
     def ray_motions(
         self, frames: Tensor, plane: Tensor, directions: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Give every ray of a frame the frame's own motion, which is rigid."""
-        motion = se3_exp(self.twist[frames])
+        motion = se3_exp(self.units * self.twist[frames])
         return motion[:, None].expand(-1, plane.shape[1], 4, 4), motion.new_zeros(())
 
     def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
         """Give the motion of each frame."""
-        return se3_exp(self.twist)
+        return se3_exp(self.units * self.twist)
 
 
 class WarpNetwork(nn.Module):
@@ -87,8 +96,8 @@ class WarpNetwork(nn.Module):
 class LocalWarps(FrameMotions):
     """A twist per ray by a shared network; a frame's motion is the closed-form fit (L2G-NeRF)."""
 
-    def __init__(self, frames: int, *, bfloat16: bool = False):
-        super().__init__()
+    def __init__(self, frames: int, *, translation_share: float = 1.0, bfloat16: bool = False):
+        super().__init__(translation_share)
         self.network, self.bfloat16 = WarpNetwork(frames, 6), bfloat16
 
     def ray_motions(
@@ -110,7 +119,7 @@ class LocalWarps(FrameMotions):
         """Give the rigid motion (B, 4, 4), source and warped points (B, 2 P, 3), the warps."""
         with torch.autocast(plane.device.type, torch.bfloat16, enabled=self.bfloat16):
             twists = self.network(frames, plane)
-        motion = se3_exp(twists)
+        motion = se3_exp(self.units * twists)
         # The camera's centre and the point at one scene unit along each ray.
         ends = (motion[..., :3, :3] @ directions[..., None])[..., 0]
         centres = motion[..., :3, 3]

@@ -18,6 +18,7 @@ from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
+from nerfmatch_ros.mapping.field_loss import exposure_loss
 from nerfmatch_ros.mapping.frame_motions import FrameMotions, FrameTwists, LocalWarps
 from nerfmatch_ros.mapping.registration_pixels import RegistrationPixels
 from nerfmatch_ros.mapping.training_clock import TrainingClock
@@ -61,9 +62,11 @@ class PoseRegistrationConfig:
     field_final_rate: float = 0.1  # share of both at the end
     warp_rate: float = 3e-4  # of the warp network (l2g)
     twist_rate: float = 1e-3  # of the twists (barf), scene units and radians
+    translation_share: float = 0.3  # scene units that poses move by where they turn a radian
     pose_final_rate: float = 0.1  # share of either at the end
     rigidity: float = 1e2  # weight of how far a frame's rays depart from one motion (l2g)
     opacity_weight: float = 1e-3
+    exposure: bool = True  # each photograph has its own gain and offset, or appearance
     bfloat16: bool = True  # matrix products in half the time
     seed: int = 0
     field: FieldConfig = FieldConfig(grid=GridFieldConfig(
@@ -131,9 +134,8 @@ def register_by_field(
                         'registered; give at least three images and a pose (4, 4) of each')
     torch.manual_seed(config.seed)
     frame = guess_frame(images, rough, config) if frame is None else frame
-    motions = LocalWarps(len(images), bfloat16=config.bfloat16) if config.method == 'l2g' \
-        else FrameTwists(len(images))
-    both = _Registration(config.field.make(1), motions).to(device)
+    motions = _motions(len(images), config)
+    both = _Registration(config.field.make(len(images)), motions).to(device)
     pixels = RegistrationPixels(images, PixelSize(config.longest_side), device)
     optimizer = _optimizer(both, config)
     clock = TrainingClock(steps=config.steps, minutes=minutes)
@@ -143,6 +145,13 @@ def register_by_field(
     registered = registered_poses(motions, pixels, rough, frame)
     return _put_back(registered, rough, both.field, frame,
                      {'method': config.method, 'steps': clock.step, 'psnr': psnr})
+
+
+def _motions(frames: int, config: PoseRegistrationConfig) -> FrameMotions:
+    if config.method == 'barf':
+        return FrameTwists(frames, translation_share=config.translation_share)
+    return LocalWarps(frames, translation_share=config.translation_share,
+                      bfloat16=config.bfloat16)
 
 
 def guess_frame(
@@ -163,7 +172,7 @@ def guess_frame(
 
 
 def _optimizer(both: _Registration, config: PoseRegistrationConfig) -> torch.optim.Optimizer:
-    field = [(name, value) for name, value in both.field.named_parameters() if name != 'exposure']
+    field = list(both.field.named_parameters())
     tables = [value for name, value in field if name.endswith('table')]
     others = [value for name, value in field if not name.endswith('table')]
     rate = config.warp_rate if config.method == 'l2g' else config.twist_rate
@@ -239,7 +248,8 @@ def _step_loss(
     drawn = pixels.draw(frames, max(config.rays // frames, 4), generator, blur=blur)
     motion, departure = both.motions.ray_motions(drawn.frames, drawn.plane, drawn.directions)
     poses = _moved(rough[drawn.frames][:, None], motion, frame).flatten(0, 1)
-    rays = frame.rays(poses, drawn.directions.flatten(0, 1), pixels.pixel_angle)
+    index = drawn.frames.repeat_interleave(drawn.plane.shape[1]) if config.exposure else None
+    rays = frame.rays(poses, drawn.directions.flatten(0, 1), pixels.pixel_angle, index)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.bfloat16):
         rendered = render_rays(field, rays, generator=generator)
     if isinstance(field, GridField) and clock.step % 2 == 0:
@@ -250,6 +260,8 @@ def _step_loss(
     if rendered.proposal_colour is not None:
         loss = loss + mse_loss(rendered.proposal_colour, colour)
     # No distortion loss: it is less where all is near, and nothing holds the scale of the whole.
+    if isinstance(field, GridField):
+        loss = loss + exposure_loss(field.exposure)
     loss = loss + config.opacity_weight * ((1 - rendered.opacity) ** 2).mean()
     return loss, photometric.item()
 

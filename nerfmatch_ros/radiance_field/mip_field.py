@@ -15,6 +15,7 @@ from nerfmatch_ros.radiance_field.encoding import (
     direction_encoding,
     integrated_positional_encoding,
 )
+from nerfmatch_ros.radiance_field.encoding_window import band_weights, opened_bands
 from nerfmatch_ros.radiance_field.field import FieldSamples, Proposal, RadianceField, Rays
 from nerfmatch_ros.radiance_field.volume_rendering import composite, interval_weights
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 # Samples that a network without gradients looks at together: on a CPU larger layers leave the
 # cache, on a GPU they fill the memory.
 _SAMPLES_ON_CPU, _SAMPLES_ON_GPU = 1 << 14, 1 << 18
+FIRST_OCTAVES = 2  # that are open at detail 0: waves as long as the ball is wide, and half of it
 
 
 def even_edges(
@@ -243,7 +245,7 @@ class MipField(RadianceField):
         """
         self._check_feature_layer(feature_layer)
         variance = torch.full_like(points, self.config.point_deviation ** 2)
-        position = integrated_positional_encoding(points, variance, self.config.position_octaves)
+        position = self._encoded(points, variance)
         feature, _ = self.fine.encode(position, layers=feature_layer + 1)
         return feature
 
@@ -272,7 +274,7 @@ class MipField(RadianceField):
     ) -> FieldSamples:
         config = self.config
         mean, variance = conical_frustums(rays.origins, rays.directions, rays.radius, edges)
-        position = integrated_positional_encoding(mean, variance, config.position_octaves)
+        position = self._encoded(mean, variance)
         hidden, feature = network.encode(position, keep=feature_layer)
         raw = network.density_head(hidden)[..., 0]
         if generator is not None and self.training:
@@ -280,6 +282,16 @@ class MipField(RadianceField):
                 raw.shape, generator=generator, dtype=raw.dtype, device=raw.device)
         rgb = network.colour(hidden, self._view(rays)) if colour else None
         return FieldSamples(F.relu(raw), rgb, feature)
+
+    def _encoded(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """Encode Gaussians (..., 3) by the octaves that are open: (..., 6 octaves)."""
+        octaves = self.config.position_octaves
+        position = integrated_positional_encoding(mean, variance, octaves)
+        if self.detail >= 1:
+            return position
+        window = band_weights(octaves, opened_bands(octaves, self.detail, FIRST_OCTAVES))
+        # Octave-major: the three coordinates of an octave are neighbours; sines, then cosines.
+        return position * window.to(position).repeat_interleave(3).repeat(2)
 
     def _view(self, rays: Rays) -> Tensor:
         """Encode what the colour depends on beside the position: (R, V)."""

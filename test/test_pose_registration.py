@@ -1,0 +1,110 @@
+"""Registration by the field: poses become better, where the given frame is, and goes on when killed."""
+
+from dataclasses import replace
+
+from nerfmatch_ros.data.pose_noise import noisy
+from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.geometry.pose import pose_distance
+from nerfmatch_ros.geometry.similarity import Similarity
+from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
+from nerfmatch_ros.mapping import pose_registration as module
+from nerfmatch_ros.mapping.pose_registration import PoseRegistrationConfig, register_by_field
+from nerfmatch_ros.radiance_field.grid_field import GridField
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+from sphere_scene import FRAME, POSES, sphere_images
+from tiny_build import TINY, TINY_MIP
+import torch
+
+SMALL = PoseRegistrationConfig(
+    steps=30, rays=100, longest_side=40, blur=1.0, bfloat16=False, field=TINY.field)
+
+
+@pytest.fixture(scope='module')
+def images():
+    return [replace(image, map_from_camera=None) for image in sphere_images()]
+
+
+@pytest.fixture
+def rough(generator):
+    return noisy(np.stack(POSES), 0.05, np.radians(3), generator)
+
+
+def mean_errors(poses, true):
+    moved = align_trajectories(poses, true).apply_to_pose(poses)
+    metres, radians = pose_distance(torch.from_numpy(moved), torch.from_numpy(true))
+    return metres.mean().item(), radians.mean().item()
+
+
+def test_detail_opens_while_the_photographs_become_sharp():
+    config = PoseRegistrationConfig(blur=4.0, first_detail=0.2, ramp=(0.25, 0.75))
+    assert module.detail_at(0.0, config) == (0.2, 4.0)
+    assert module.detail_at(0.25, config) == (0.2, 4.0)
+    assert module.detail_at(0.5, config) == pytest.approx((0.6, 2.0))
+    assert module.detail_at(0.75, config) == pytest.approx((1.0, 0.0))
+    assert module.detail_at(1.0, config) == pytest.approx((1.0, 0.0))
+
+
+class Killed(BaseException):
+    """Ends a registration as a kill would."""
+
+
+@pytest.mark.parametrize('method', module.METHODS)
+def test_an_interrupted_registration_ends_like_a_whole_one(
+        method, images, rough, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'CHECKPOINT_STEPS', 10)
+    config = replace(SMALL, method=method)
+    whole = register_by_field(images, rough, config, checkpoint=tmp_path / 'a')
+
+    def kill(progress, numbers):
+        if numbers['step'] == 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        register_by_field(images, rough, config, checkpoint=tmp_path / 'b', report=kill)
+    again = register_by_field(images, rough, config, checkpoint=tmp_path / 'b')
+    np.testing.assert_allclose(again.poses, whole.poses, atol=1e-5)
+    assert abs(whole.poses - rough).max() > 1e-3
+
+
+def test_a_mip_field_registers_too(images, rough, tmp_path):
+    config = replace(SMALL, field=TINY_MIP.field, steps=5, still=0.0)
+    found = register_by_field(images, rough, config, checkpoint=tmp_path / 'a')
+    assert found.poses.shape == (5, 4, 4) and np.isfinite(found.poses).all()
+    assert found.frame.ball and abs(found.poses - rough).max() > 1e-6
+
+
+def test_poses_and_field_are_put_back_to_where_the_rough_poses_were(generator):
+    true = np.stack(POSES)
+    gone = Similarity(0.8, Rotation.from_euler('xyz', [0.1, 0.2, -0.1]).as_matrix(), [0.3, 0, -1])
+    registered = gone.apply_to_pose(true)
+    found = module._put_back(registered, true, GridField(TINY.field.grid), FRAME, {})
+    np.testing.assert_allclose(found.poses, true, atol=1e-9)
+    assert found.numbers['drift_scale'] == pytest.approx(0.8)
+    assert found.numbers['moved_m'] == pytest.approx(0, abs=1e-9)
+    directions = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    before = FRAME.rays(torch.from_numpy(registered[2]), directions, 0.01)
+    after = found.frame.rays(torch.from_numpy(found.poses[2]), directions, 0.01)
+    torch.testing.assert_close(after.origins, before.origins)
+    torch.testing.assert_close(after.directions, before.directions)
+
+
+@pytest.mark.parametrize('wrong', [
+    {'method': 'icp'}, {'rays': 0}, {'ramp': (0.5, 0.5)}, {'first_detail': 2.0},
+    {'depth_range': (3.0, 1.0)}])
+def test_what_registers_nothing_is_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong.values())) if 'method' in wrong
+                       else next(iter(wrong))):
+        PoseRegistrationConfig(**wrong)
+
+
+def test_a_pose_for_each_of_three_images_is_needed(images, rough, tmp_path):
+    for few, poses in ((images[:2], rough[:2]), (images, rough[:4])):
+        with pytest.raises(DataError, match='pose'):
+            register_by_field(few, poses, SMALL, checkpoint=tmp_path / 'a')
+
+
+def test_poses_that_diverged_are_said_to_have(rough):
+    with pytest.raises(DataError, match='diverged'):
+        module._put_back(np.full_like(rough, np.nan), rough, None, FRAME, {})
