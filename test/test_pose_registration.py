@@ -1,4 +1,4 @@
-"""Registration by the field: poses become better, where the given frame is, and goes on when killed."""
+"""Registration by the field: poses become better, stay in the given frame, go on when killed."""
 
 from dataclasses import replace
 
