@@ -15,6 +15,7 @@ from nerfmatch_ros.data.photograph import read_camera
 from nerfmatch_ros.data.reader import read_posed_images
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.camera import Camera
+from nerfmatch_ros.mapping.register_poses import ODOMETRY
 from nerfmatch_ros.ros import bag_messages as messages
 from nerfmatch_ros.ros import frame_folder
 from nerfmatch_ros.ros.bag_drive import BASE_FROM_CAMERA, write_drive
@@ -555,17 +556,19 @@ def test_real_photographs_come_out_of_a_simulated_drive_as_they_went_in(shared_d
 def test_a_build_takes_its_photographs_from_the_bag_and_keeps_the_report(tmp_path, monkeypatch):
     from nerfmatch_ros.mapping import build_map as module
     bag = write(tmp_path / 'bag', drive(9))
-    taken = []
+    taken, told = [], []
 
-    def build_map(images, output, *_, **__):
-        taken.extend(images)
-        output.mkdir()
+    def build_map(images, output, config, *_, rough, **__):
+        taken[:] = images
+        told.append((rough, config.registration.odometry))
+        output.mkdir(exist_ok=True)
 
     monkeypatch.setattr(module, 'build_map', build_map)
     arguments = ['build', '--bag', str(bag), '--output', str(tmp_path / 'map'),
                  '--keyframe-metres', '0']
-    assert cli.main(arguments) == 2  # odometry is rough
+    assert cli.main(arguments) == 0
     assert cli.main([*arguments, '--poses', 'exact']) == 0
+    assert told == [(True, ODOMETRY), (False, None)]  # what odometry says is rough
     assert len(taken) == 9 and taken[0].path.is_relative_to(tmp_path / 'map.build' / 'frames')
     assert {path.name for path in (tmp_path / 'map').iterdir()} \
         == {'bag_report.json', 'bag_frames.csv', 'bag_trajectory.png'}
