@@ -10,6 +10,7 @@ from nerfmatch_ros.data.synthetic import (
     pictures_of,
     SyntheticRoom,
     visit_trajectory,
+    write_dataset,
 )
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.files import file_sha256
@@ -17,6 +18,7 @@ from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.localization.rigid_motion import perturb
 from nerfmatch_ros.mapping import map_life, map_reach
 from nerfmatch_ros.mapping import train_field as field_module
+from nerfmatch_ros.mapping import update_map as update_module
 from nerfmatch_ros.mapping.calibrate import CalibrationConfig
 from nerfmatch_ros.mapping.changes import ChangeConfig
 from nerfmatch_ros.mapping.map_life import inherit
@@ -189,11 +191,32 @@ def test_the_verbs_refuse_what_leads_nowhere(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('nerfmatch_ros.data.reader.read_posed_images', lambda *_, **__: [])
     asked = {
         'no --output is given': ['build', '--images', 'a'],
-        'leave --field, --registration and --scale out': [
-            'build', '--images', 'a', '--update', 'm', '--field', 'f'],
+        'leave --field': ['build', '--images', 'a', '--update', 'm', '--field', 'f'],
         'at least 4 photographs, 0 given': ['build', '--images', 'a', '--update', str(tmp_path)],
         '--minutes -1.0 leaves': ['merge', 'a', 'b', '--output', 'c', '--minutes', '-1'],
         'give two maps and another folder': ['merge', 'a', 'a', '--output', 'c']}
     for error, arguments in asked.items():
         assert cli.main(arguments) == 2
         assert error in capsys.readouterr().err
+
+
+def test_the_verb_hands_photographs_to_the_map_with_their_poses_or_without(
+        tmp_path, truth, monkeypatch, capsys):
+    write_dataset(tmp_path / 'new', 4, 1, default_camera(80, 60), supersample=1)
+    (tmp_path / 'quick.yaml').write_text('new_share: 0.4')
+    asked = []
+    monkeypatch.setattr(update_module, 'update_map', lambda *given, **options: asked.append(
+        (*given, options['minutes'])))
+    arguments = ['build', '--update', str(tmp_path / 'map'), '--images', str(tmp_path / 'new'),
+                 '--config', str(tmp_path / 'quick.yaml'), '--minutes', '3', '--device', 'cpu']
+    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, '--poses', 'none', '--output', str(tmp_path / 'other')]) == 0
+    for (folder, images, output, config, minutes), name in zip(asked, ('map', 'other')):
+        assert folder == tmp_path / 'map' and output == (tmp_path / name).resolve()
+        assert len(images) == 4 and config == UpdateConfig(new_share=0.4) and minutes == 3
+        assert all((image.map_from_camera is None) == (name == 'other') for image in images)
+    pictures = tmp_path / 'pictures'
+    shutil.copytree(tmp_path / 'new' / 'images', pictures)
+    arguments[arguments.index('--images') + 1] = str(pictures)
+    assert cli.main([*arguments, '--poses', 'none']) == 2
+    assert 'give its intrinsics by --camera' in capsys.readouterr().err
