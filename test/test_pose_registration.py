@@ -1,4 +1,4 @@
-"""Registration by the field: poses become better, where the given frame is, and goes on when killed."""
+"""Registration by the field: it goes on when killed, and puts back what has no place."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def mean_errors(poses, true):
 
 
 def test_detail_opens_while_the_photographs_become_sharp():
-    config = PoseRegistrationConfig(blur=4.0, first_detail=0.2, ramp=(0.25, 0.75))
+    config = PoseRegistrationConfig(blur=4.0, final_blur=0.0, first_detail=0.2, ramp=(0.25, 0.75))
     assert module.detail_at(0.0, config) == (0.2, 4.0)
     assert module.detail_at(0.25, config) == (0.2, 4.0)
     assert module.detail_at(0.5, config) == pytest.approx((0.6, 2.0))
