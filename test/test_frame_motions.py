@@ -18,7 +18,7 @@ def pixels(generator, frames=4, count=10):
 def test_motions_begin_at_none(kind, generator):
     plane, directions = pixels(generator)
     motions = KINDS[kind](4)
-    rays, departure = motions.ray_motions(torch.arange(4), plane, directions)
+    rays, departure, _ = motions.ray_motions(torch.arange(4), plane, directions)
     torch.testing.assert_close(rays, torch.eye(4).expand(4, 10, 4, 4))
     frames = motions.frame_motions(plane, directions)
     torch.testing.assert_close(frames, torch.eye(4).expand(4, 4, 4), atol=1e-5, rtol=0)
@@ -30,10 +30,11 @@ def test_a_warp_that_is_rigid_is_found_without_departure(generator):
     warps, twist = LocalWarps(4), torch.tensor([0.1, -0.2, 0.05, 0.3, 0.1, -0.2])
     with torch.no_grad():
         warps.network.head.bias.copy_(twist)
-    _, departure = warps.ray_motions(torch.arange(4), plane, directions)
+    _, departure, twists = warps.ray_motions(torch.arange(4), plane, directions)
     frames = warps.frame_motions(plane, directions)
     torch.testing.assert_close(frames, se3_exp(twist).expand(4, 4, 4), atol=1e-5, rtol=1e-5)
     assert departure.item() < 1e-10
+    torch.testing.assert_close(twists, twist.expand(4, 6))
 
 
 def test_no_rigid_motion_is_nearer_to_the_warp_than_the_fitted_one(generator):
@@ -42,7 +43,7 @@ def test_no_rigid_motion_is_nearer_to_the_warp_than_the_fitted_one(generator):
     with torch.no_grad():
         warps.network.head.weight.copy_(
             0.3 * torch.randn(warps.network.head.weight.shape, generator=generator))
-    rays, departure = warps.ray_motions(torch.arange(4), plane, directions)
+    rays, departure, _ = warps.ray_motions(torch.arange(4), plane, directions)
     frames = warps.frame_motions(plane, directions)
 
     def departure_from(frames):
@@ -69,7 +70,7 @@ def test_only_frames_of_the_step_are_pulled(kind, generator):
         with torch.no_grad():
             motions.network.head.weight.copy_(
                 0.1 * torch.randn(motions.network.head.weight.shape, generator=generator))
-    rays, departure = motions.ray_motions(chosen, plane[chosen], directions[chosen])
+    rays, departure, _ = motions.ray_motions(chosen, plane[chosen], directions[chosen])
     (rays[..., :3, 3].sum() + departure).backward()
     rows = motions.twist.grad if kind == 'barf' else motions.network.embedding.weight.grad
     assert (rows.abs().amax(-1) > 0).tolist() == [True, False, True, False]

@@ -38,7 +38,7 @@ def mean_errors(poses, true):
 
 
 def test_detail_opens_while_the_photographs_become_sharp():
-    config = PoseRegistrationConfig(blur=4.0, first_detail=0.2, ramp=(0.25, 0.75))
+    config = PoseRegistrationConfig(blur=4.0, final_blur=0.0, first_detail=0.2, ramp=(0.25, 0.75))
     assert module.detail_at(0.0, config) == (0.2, 4.0)
     assert module.detail_at(0.25, config) == (0.2, 4.0)
     assert module.detail_at(0.5, config) == pytest.approx((0.6, 2.0))

@@ -27,11 +27,12 @@ class FrameMotions(nn.Module):
 
     def ray_motions(
         self, frames: Tensor, plane: Tensor, directions: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Give rough_from_ray (B, P, 4, 4) and the mean squared departure () from rigid motion.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give rough_from_ray (B, P, 4, 4), their departure () and the frames' twists (B, 6).
 
         frames: (B,) indices; plane: (B, P, 2) in [-1, 1]; directions: (B, P, 3) unit, camera
-        frame.
+        frame. The departure from rigid motion is the mean square over the rays' points; the
+        twist of a frame is the mean of its rays'.
         """
         raise NotImplementedError
 
@@ -52,10 +53,11 @@ class FrameTwists(FrameMotions):
 
     def ray_motions(
         self, frames: Tensor, plane: Tensor, directions: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Give every ray of a frame the frame's own motion, which is rigid."""
-        motion = se3_exp(self.units * self.twist[frames])
-        return motion[:, None].expand(-1, plane.shape[1], 4, 4), motion.new_zeros(())
+        twists = self.units * self.twist[frames]
+        motion = se3_exp(twists)[:, None].expand(-1, plane.shape[1], 4, 4)
+        return motion, twists.new_zeros(()), twists
 
     def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
         """Give the motion of each frame."""
@@ -102,28 +104,33 @@ class LocalWarps(FrameMotions):
 
     def ray_motions(
         self, frames: Tensor, plane: Tensor, directions: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Warp each ray; the departure is that of the rays' points from the best rigid motion."""
-        rigid, source, warped, motion = self._fit(frames, plane, directions)
-        moved = transform_points(rigid, source)
-        return motion, (warped - moved).square().sum(-1).mean()
+        twists = self._twists(frames, plane)
+        motion = se3_exp(twists)
+        rigid, source, warped = _fit(motion, directions)
+        departure = (warped - transform_points(rigid, source)).square().sum(-1).mean()
+        return motion, departure, twists.mean(1)
 
     def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
         """Fit the rigid motion of each frame to the warp of its rays."""
         frames = torch.arange(len(plane), device=plane.device)
-        return self._fit(frames, plane, directions)[0]
+        return _fit(se3_exp(self._twists(frames, plane)), directions)[0]
 
-    def _fit(
-        self, frames: Tensor, plane: Tensor, directions: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Give the rigid motion (B, 4, 4), source and warped points (B, 2 P, 3), the warps."""
+    def _twists(self, frames: Tensor, plane: Tensor) -> Tensor:
         with torch.autocast(plane.device.type, torch.bfloat16, enabled=self.bfloat16):
-            twists = self.network(frames, plane)
-        motion = se3_exp(self.units * twists)
-        # The camera's centre and the point at one scene unit along each ray.
-        ends = (motion[..., :3, :3] @ directions[..., None])[..., 0]
-        centres = motion[..., :3, 3]
-        source = torch.cat([torch.zeros_like(directions), directions], dim=1)
-        warped = torch.cat([centres, centres + ends], dim=1)
-        fitted = align(source, warped)
-        return transform(fitted.rotation, fitted.translation), source, warped, motion
+            return self.units * self.network(frames, plane)
+
+
+def _fit(motion: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit one rigid motion (B, 4, 4) to those of a frame's rays (B, P, 4, 4).
+
+    Also gives the points (B, 2 P, 3) it is fitted to, before and after: the camera's centre and
+    the point at one scene unit along each ray.
+    """
+    centres = motion[..., :3, 3]
+    ends = (motion[..., :3, :3] @ directions[..., None])[..., 0]
+    source = torch.cat([torch.zeros_like(directions), directions], dim=1)
+    warped = torch.cat([centres, centres + ends], dim=1)
+    fitted = align(source, warped)
+    return transform(fitted.rotation, fitted.translation), source, warped

@@ -54,6 +54,7 @@ class PoseRegistrationConfig:
     longest_side: int = 160  # photographs are reduced to this, pixels
     depth_range: tuple[float, float] | None = None  # metres that cameras see; None: guessed
     blur: float = 3.0  # of the photographs at first, pixels when reduced (standard deviation)
+    final_blur: float = 1.0
     first_detail: float = 0.3  # share of the encoding that is open at first
     ramp: tuple[float, float] = (0.3, 0.8)  # progress in which it opens and the blur ends
     still: float = 0.08  # progress before the poses begin to move
@@ -65,6 +66,11 @@ class PoseRegistrationConfig:
     translation_share: float = 0.3  # scene units that poses move by where they turn a radian
     pose_final_rate: float = 0.1  # share of either at the end
     rigidity: float = 1e2  # weight of how far a frame's rays depart from one motion (l2g)
+    # How far rough poses are thought to be off (standard deviations of each axis, metres and
+    # degrees), and the weight of that: it holds what photographs hardly tell, such as a turn of
+    # all cameras, which is like a shift of their principal point.
+    prior: tuple[float, float] = (0.05, 3.0)
+    prior_weight: float = 1e-4
     opacity_weight: float = 1e-3
     exposure: bool = True  # each photograph has its own gain and offset, or appearance
     bfloat16: bool = True  # matrix products in half the time
@@ -204,7 +210,8 @@ def detail_at(progress: float, config: PoseRegistrationConfig) -> tuple[float, f
     """Give the share of the encoding that is open, and the blur in pixels, at this progress."""
     start, end = config.ramp
     done = min(max((progress - start) / (end - start), 0.0), 1.0)
-    blur = config.blur * (1 - math.floor(done * BLUR_STAGES) / BLUR_STAGES)
+    blur = config.blur + (config.final_blur - config.blur) * (
+        math.floor(done * BLUR_STAGES) / BLUR_STAGES)
     return config.first_detail + (1 - config.first_detail) * done, blur
 
 
@@ -246,7 +253,8 @@ def _step_loss(
     field.detail, blur = detail_at(clock.progress, config)
     frames = min(config.frames, len(pixels))
     drawn = pixels.draw(frames, max(config.rays // frames, 4), generator, blur=blur)
-    motion, departure = both.motions.ray_motions(drawn.frames, drawn.plane, drawn.directions)
+    motion, departure, twists = both.motions.ray_motions(
+        drawn.frames, drawn.plane, drawn.directions)
     poses = _moved(rough[drawn.frames][:, None], motion, frame).flatten(0, 1)
     index = drawn.frames.repeat_interleave(drawn.plane.shape[1]) if config.exposure else None
     rays = frame.rays(poses, drawn.directions.flatten(0, 1), pixels.pixel_angle, index)
@@ -256,7 +264,8 @@ def _step_loss(
         field.update_guide(*field.guide_entries(rays, rendered.edges, rendered.density), 0.05)
     colour = drawn.colour.flatten(0, 1)
     photometric = mse_loss(rendered.colour, colour)
-    loss = photometric + config.rigidity * departure
+    loss = photometric + config.rigidity * departure \
+        + config.prior_weight * _prior_loss(twists, config, frame)
     if rendered.proposal_colour is not None:
         loss = loss + mse_loss(rendered.proposal_colour, colour)
     # No distortion loss: it is less where all is near, and nothing holds the scale of the whole.
@@ -264,6 +273,14 @@ def _step_loss(
         loss = loss + exposure_loss(field.exposure)
     loss = loss + config.opacity_weight * ((1 - rendered.opacity) ** 2).mean()
     return loss, photometric.item()
+
+
+def _prior_loss(twists: Tensor, config: PoseRegistrationConfig, frame: SceneFrame) -> Tensor:
+    """Mean over frames of the squared motion (B, 6) in standard deviations of the rough poses."""
+    metres, degrees = config.prior
+    deviations = twists.new_tensor(
+        [metres * frame.scene_from_map.scale] * 3 + [math.radians(degrees)] * 3)
+    return (twists / deviations).square().sum(-1).mean()
 
 
 def _moved(poses: Tensor, motions: Tensor, frame: SceneFrame) -> Tensor:
