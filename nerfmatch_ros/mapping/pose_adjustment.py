@@ -39,7 +39,9 @@ class ConsistencyConfig:
     max_error: float = 4.0  # pixels, of a sighting that is kept
     min_sightings: int = 12  # of an image; with fewer its pose is not taken from them
     fewest_images: int = 3  # that must be tied together, or nothing is changed
-    refine_lens: bool = True  # find what calibrations leave of radial distortion, beside the poses
+    # Find what calibrations leave of radial distortion, beside the poses. Where nothing closes a
+    # loop, it also takes up what odometry does wrong.
+    refine_lens: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,8 @@ Rough poses mended before a map is made of them: the steps one after the other, 
 
 Steps, in the order that the configuration names them: `l2g` and `barf` move the cameras while a
 field is learned; `features` makes them consistent with what photographs share, with odometry and
-where the way closes loops. That is the default, being far more exact where there is texture
-(docs/registration.md). The map keeps the frame of the given poses: its origin, its metres, and
-which way is up.
+where the way closes loops. That is the default, being far more exact where there is texture. The
+map keeps the frame of the given poses: its origin, its metres, and which way is up.
 """
 
 from collections.abc import Callable, Sequence
