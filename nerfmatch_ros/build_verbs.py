@@ -1,25 +1,61 @@
-"""The verb `nerfmatch build`: what a robot or a photographer recorded becomes a map."""
+"""The verbs `nerfmatch build | frames`: what a robot or a photographer recorded becomes a map."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+import json
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TYPE_CHECKING
 
 from nerfmatch_ros.errors import ConfigError
-from tyro.conf import arg
+from nerfmatch_ros.ros.bag_options import BagFrameOptions
+from tyro.conf import arg, OmitArgPrefixes
+
+if TYPE_CHECKING:
+    from nerfmatch_ros.data.posed_image import PosedImage
+    from nerfmatch_ros.mapping.build_config import BuildConfig
+    from nerfmatch_ros.ros.bag_frames import ExtractedFrames
+
+WITHOUT_BAG = BagFrameOptions()
+Bag = Annotated[Path, arg(help='ROS 2 bag, mcap or sqlite3, with images, their camera_info, and '
+                               'poses on /tf or a topic')]
+BagCamera = Annotated[Path | None, arg(
+    metavar='FILE', help='YAML file with model, width, height, fx, fy, cx, cy, distortion: of a '
+    "bag's images, instead of their camera_info; or of pictures without poses, instead of having "
+    'it calibrated')]
 
 
 def build(
     *,
-    images: Annotated[Path, arg(
+    images: Annotated[Path | None, arg(
         help='folder with transforms.json, a COLMAP model, or a scene of Cambridge Landmarks or '
-             '7-Scenes')],
-    output: Annotated[Path, arg(help='folder of the map; a build that was cut short goes on')],
-    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
+             '7-Scenes')] = None,
+    bag: Annotated[Path | None, arg(
+        help='ROS 2 bag instead, mcap or sqlite3, with images, their camera_info, and poses on '
+             '/tf or a topic')] = None,
+    output: Annotated[Path | None, arg(
+        help='folder of the map; a build that was cut short goes on. With --update it may be left '
+             'out: the new map takes the place of the old one')] = None,
+    update: Annotated[Path | None, arg(
+        metavar='MAP', help='map of this place that learns the new photographs; what they do not '
+        'show stays as it is, and so does the frame')] = None,
+    poses: Annotated[Literal['auto', 'exact', 'rough', 'none'], arg(
+        help='how good the given poses are; auto: rough if they are odometry of a bag, else '
+             'exact; none: they are found by structure from motion, for any folder of pictures, '
+             'and a bag gives no more than scale and direction')] = 'auto',
+    scale: Annotated[tuple[str, str, float] | None, arg(
+        metavar='IMAGE IMAGE METRES', help='with --poses none: how far apart two of the '
+        'pictures were taken')] = None,
+    registration: Annotated[str | None, arg(
+        metavar='STEPS', help='how rough poses are mended: l2g, barf, features, or several joined '
+        'by +; else as configured. With --poses none: how found ones are polished')] = None,
+    config: Annotated[Path | None, arg(
+        help='YAML file, see config/build_map.yaml, or config/update_map.yaml with --update')
+    ] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
-    split: Annotated[
-        Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")
-    ] = 'train',
+    split: Annotated[Literal['train', 'test', 'all'] | None, arg(
+        help="frames marked with this split, or 'all'; else train, and all of a bag")] = None,
     field: Annotated[Path | None, arg(
         help='folder made by nerfmatch import; the map gets this field and trains none')] = None,
     annotations: Annotated[Path | None, arg(
@@ -31,20 +67,160 @@ def build(
         "white = masked")] = None,
     device: Annotated[str, arg(
         help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')] = 'auto',
+    camera: BagCamera = None,
+    frames: OmitArgPrefixes[BagFrameOptions] = WITHOUT_BAG,
 ) -> None:
-    """Make a map from posed photographs."""
+    """Make a map from posed photographs or the bag of a robot, or teach an old map new ones."""
     from nerfmatch_ros.config import choose_device, from_dict, load_yaml
     from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.files import written_atomically
     from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
     if minutes is not None and not minutes > 0:
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
-    values = {} if config is None else load_yaml(config)
-    given = {}
+    if (images is None) == (bag is None):
+        raise ConfigError('a map is made of photographs or of a bag: give --images or --bag')
+    if bag is None and (frames != WITHOUT_BAG or camera is not None and poses != 'none'):
+        raise ConfigError('topics, frames and keyframes are those of a bag: give --bag too')
+    if scale is not None and (poses != 'none' or bag is not None):
+        raise ConfigError('--scale is for pictures without poses: give --images and --poses none')
+    if poses == 'none' and (annotations is not None or masks is not None or field is not None):
+        raise ConfigError('--annotations, --masks and --field belong to given poses; leave them '
+                          'out or give the poses')
+    values = ({} if config is None else load_yaml(config)) or {}
+    if update is not None:
+        from nerfmatch_ros.mapping.update_map import update_map, UpdateConfig
+        if field is not None or registration is not None or scale is not None:
+            raise ConfigError('--update trains the field of the map and places photographs by it; '
+                              'leave --field, --registration and --scale out')
+        output = (output or update).resolve()
+        update_config = from_dict(UpdateConfig, values, str(config))
+    elif output is None:
+        raise ConfigError('no --output is given; name the folder of the new map')
+    else:
+        build_config = from_dict(BuildConfig, values, str(config))
+    chosen, given = choose_device(device), {}
     if field is not None:
         from nerfmatch_ros.field_file import FieldFile
         given = {'given': FieldFile.load(field)}
-    build_map(
-        read_posed_images(images, None if split == 'all' else split, annotations=annotations,
-                          masks=masks), output,
-        from_dict(BuildConfig, values or {}, str(config)),
-        device=choose_device(device), minutes=minutes, **given)
+    extracted = None
+    if bag is not None:
+        extracted = _extract(bag, output.with_name(output.name + '.build') / 'frames', frames,
+                             camera)
+        images, split = extracted.folder, split or 'all'
+    if poses == 'auto':
+        poses = 'exact' if extracted is None else extracted.quality
+    if registration is not None and poses == 'exact':
+        raise ConfigError('--registration mends rough poses, and these are exact; '
+                          'give --poses rough, or leave it out')
+    rough = poses == 'rough' or registration is not None
+    if rough and update is None:
+        build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
+    # The build removes its own folder in the end, and the frames with it.
+    reports = {} if extracted is None else extracted.reports()
+    split = None if split == 'all' else split or 'train'
+    if poses == 'none' and update is None:
+        posed, report = _place(images, split, camera, scale, output, from_bag=bag is not None)
+        reports['poses_from_motion.json'] = report
+    elif poses == 'none':
+        posed = _without_poses(images, split, camera, from_bag=bag is not None)
+    else:
+        posed = read_posed_images(images, split, annotations=annotations, masks=masks)
+    if update is None:
+        build_map(posed, output, build_config, device=chosen, minutes=minutes, rough=rough,
+                  **given)
+    else:
+        update_map(update, posed, output, update_config, device=chosen, minutes=minutes)
+    for name, content in reports.items():
+        with written_atomically(output / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) -> BuildConfig:
+    """Give the configuration with these steps; rough poses of a bag are those of odometry."""
+    from nerfmatch_ros.mapping.register_poses import checked_steps, ODOMETRY
+    options = config.registration
+    if steps is not None:
+        options = replace(options, steps=checked_steps(steps.split('+')))
+    if from_bag and options.odometry is None:
+        options = replace(options, odometry=ODOMETRY)
+    return replace(config, registration=options)
+
+
+def _without_poses(
+    folder: Path, split: str | None, camera: Path | None, *, from_bag: bool,
+) -> list[PosedImage]:
+    """Give pictures whose poses a map is to find, and whose camera has to be known for that."""
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.data.picture_folder import without_poses
+    from nerfmatch_ros.data.reader import read_posed_images
+    if from_bag:
+        return [replace(image, map_from_camera=None)
+                for image in read_posed_images(folder, split)]
+    pictures, calibrated = without_poses(
+        folder, split, None if camera is None else read_camera(camera))
+    if not calibrated:
+        raise ConfigError('photographs are placed in a map by a camera that is known; give its '
+                          'intrinsics by --camera')
+    return pictures
+
+
+def _place(
+    folder: Path, split: str | None, camera: Path | None, scale: tuple[str, str, float] | None,
+    output: Path, *, from_bag: bool,
+) -> tuple[list[PosedImage], bytes]:
+    """Find the poses of pictures; gives the images that have one, and the report."""
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.data.picture_folder import without_poses
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.mapping.motion_frame import KnownDistance
+    from nerfmatch_ros.mapping.progress_bars import ProgressBars
+    from nerfmatch_ros.mapping.structure_from_motion import poses_from_motion
+    import numpy as np
+    if os.environ.get('WORLD_SIZE', '1') != '1':
+        raise ConfigError('poses are found by one process: run without torchrun')
+    rough = None
+    if from_bag:
+        pictures, calibrated = read_posed_images(folder, split), True
+        rough = np.stack([image.map_from_camera for image in pictures])
+    else:
+        pictures, calibrated = without_poses(
+            folder, split, None if camera is None else read_camera(camera))
+    with ProgressBars(shown=True) as bars:
+        found = poses_from_motion(
+            pictures, output.with_name(output.name + '.build') / 'motion', calibrated=calibrated,
+            rough=rough, distance=None if scale is None else KnownDistance(*scale),
+            report=bars.bar('poses'))
+    return found.images, (json.dumps(found.numbers, indent=1) + '\n').encode()
+
+
+def frames(
+    *,
+    bag: Bag,
+    output: Annotated[Path, arg(
+        help='folder for transforms.json, pictures, and a report of what became of each image; '
+             'what was cut short goes on')],
+    camera: BagCamera = None,
+    frames: OmitArgPrefixes[BagFrameOptions] = WITHOUT_BAG,
+) -> None:
+    """Take posed photographs from the bag of a robot, for build, evaluate and bench."""
+    extracted = _extract(bag, output, frames, camera)
+    report = extracted.report
+    dropped = ', '.join(f'{count} {kind}' for kind, count in report['dropped'].items())
+    print(f"{report['kept']} of {report['frames_read']} images kept in {output}"
+          + (f' (dropped: {dropped})' if dropped else ''))
+    print(f"poses: {extracted.quality}, in '{extracted.frame}', from {report['poses_from']}; "
+          f"{report['gravity']}")
+
+
+def _extract(
+    bag: Path, folder: Path, options: BagFrameOptions, camera: Path | None,
+) -> ExtractedFrames:
+    from nerfmatch_ros.data.photograph import read_camera
+    from nerfmatch_ros.mapping.progress_bars import ProgressBars
+    from nerfmatch_ros.ros.bag_frames import extract_frames
+    if os.environ.get('WORLD_SIZE', '1') != '1':
+        raise ConfigError('a bag is read by one process: run `nerfmatch frames` without torchrun '
+                          'first and give its folder as --images')
+    with ProgressBars(shown=True) as bars:
+        return extract_frames(bag, folder, options, bar=bars.bar,
+                              camera=None if camera is None else read_camera(camera))

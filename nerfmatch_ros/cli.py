@@ -1,6 +1,6 @@
 """
-The command line: `nerfmatch build | train-matcher | surface-cache | localize | evaluate | bench |
-import | inspect | render | bag | replay | doctor | demo`.
+The command line: `nerfmatch build | frames | merge | train-matcher | surface-cache | localize |
+evaluate | bench | import | inspect | render | bag | replay | doctor | demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -16,9 +16,11 @@ import shlex
 import sys
 from typing import Annotated, Literal
 
-from nerfmatch_ros.build_verbs import build
+from nerfmatch_ros.build_verbs import build, frames
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
+from nerfmatch_ros.files import NO_SPACE
 from nerfmatch_ros.import_verbs import import_verb
+from nerfmatch_ros.map_life_verbs import merge
 from nerfmatch_ros.train_verbs import train_matcher
 import tyro
 from tyro.conf import arg, Positional
@@ -108,6 +110,10 @@ def evaluate(
     output: Annotated[Path, arg(help='folder for report.json, poses.tum, errors.csv, pictures')],
     split: Split = 'test',
     annotations: Annotations = None,
+    align: Annotated[Literal['none', 'rigid', 'similarity'], arg(
+        help='where the true poses are in another frame than the map: bring them together first, '
+             "by the photographs of the folder that the map was built of, else by the queries'")
+    ] = 'none',
     refine: Refine = 'map',
     precision: Precision = 'map',
     device: Device = 'auto',
@@ -117,8 +123,9 @@ def evaluate(
     from nerfmatch_ros.evaluation.evaluate import evaluate as evaluate_map
     from nerfmatch_ros.evaluation.paper_table import known_scene, print_paper_row
     queries = read_posed_images(images, _named(split), annotations=annotations)
+    known = () if align == 'none' else read_posed_images(images, annotations=annotations)
     report = evaluate_map(_load(map, device, refine, precision), queries, output,
-                          scene=known_scene(annotations, images))
+                          scene=known_scene(annotations, images), align=align, known=known)
     paper = report.pop('paper', None)
     _print_table('evaluation', report)
     if paper is not None:
@@ -203,6 +210,40 @@ def bench(
         _print_json(report)
     else:
         print_report(report)
+
+
+def bench_registration(
+    *,
+    images: Images,
+    output: Annotated[Path, arg(help='folder for registration.json; what was cut short goes on')],
+    split: Split = 'train',
+    start: Annotated[tuple[str, ...], arg(
+        metavar='KIND:M:DEG...', help='how the poses are made rough')] = (
+            'noise:0.05:3', 'drift:0.01:0.5', 'noise:0.15:8'),
+    registration: Annotated[tuple[str, ...], arg(
+        metavar='STEPS...', help="l2g, barf, features, or several joined by '+'")] = (
+            'barf', 'l2g', 'features', 'l2g+features'),
+    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
+    minutes: Annotated[float | None, arg(help='of each l2g or barf, at most')] = None,
+    limit: Annotated[int | None, arg(help='at most that many images, the first ones')] = None,
+    seed: Annotated[int, arg(help='of how the poses are made rough')] = 0,
+    markdown: Annotated[Path | None, arg(
+        metavar='FILE', help='replace the section of this data set in a document')] = None,
+    device: Device = 'auto',
+) -> None:
+    """Make exact poses rough and compare what mends them."""
+    from nerfmatch_ros import registration_bench
+    from nerfmatch_ros.config import choose_device, load_config
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.mapping.build_config import BuildConfig
+    report = registration_bench.bench_registration(
+        read_posed_images(images, _named(split))[:limit],
+        [registration_bench.RoughStart.parse(text) for text in start], registration,
+        load_config(BuildConfig, config).registration, output, seed=seed,
+        device=choose_device(device), minutes=minutes, say=print)
+    if markdown is not None:
+        registration_bench.write_section(report, markdown, images.resolve().name, _command())
+    registration_bench.print_registration(report)
 
 
 def inspect(
@@ -345,8 +386,9 @@ def doctor(
 
 
 VERBS = {
-    'build': build, 'train-matcher': train_matcher, 'surface-cache': surface_cache,
-    'localize': localize, 'evaluate': evaluate, 'bench': bench, 'bench refine': bench_refine,
+    'build': build, 'frames': frames, 'merge': merge, 'train-matcher': train_matcher,
+    'surface-cache': surface_cache, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
+    'bench refine': bench_refine, 'bench registration': bench_registration,
     'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
     'doctor': doctor, 'demo': demo,
 }
@@ -370,6 +412,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     except NerfmatchError as error:
         print(f'error: {error}', file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        print(f'error: no space is left on the disk, at {error.filename or "a file"}; finished '
+              'files and older maps are as they were. Free some and repeat the command',
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

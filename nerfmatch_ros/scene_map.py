@@ -5,6 +5,8 @@ files. It is data only: loading it runs no code from it. `map.yaml` is written l
 is swapped in whole, so a map that was cut short is never taken for one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 import json
@@ -18,7 +20,7 @@ from nerfmatch_ros.config import dump_yaml, from_dict, load_yaml, to_dict
 from nerfmatch_ros.data.posed_image import are_poses, checked_pose
 from nerfmatch_ros.data.working_image import check_working_size, working_view, WorkingView
 from nerfmatch_ros.errors import ConfigError, DataError, MapError
-from nerfmatch_ros.files import file_sha256
+from nerfmatch_ros.files import file_sha256, full_disk_named
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.matching.make_matcher import make_matcher, Matcher
@@ -195,8 +197,13 @@ class SceneMap:
             raise MapError(f'{folder} is a file; give a folder for the map')
         if folder.exists() and any(folder.iterdir()) and not (folder / 'map.yaml').exists():
             raise MapError(f'{folder} is not empty and holds no map; choose another folder')
-        partial = _partial(folder)
-        partial.mkdir(parents=True)
+        with _partial(folder) as partial:
+            partial.mkdir(parents=True)
+            self._write(partial)
+            _swap_in(partial, folder)
+
+    def _write(self, partial: Path) -> None:
+        """Write the files of the map, `map.yaml` last."""
         surface = {'points': self.surface.points, 'features': self.surface.features,
                    'words': self.words}
         stored = nn.Module.state_dict if self.is_official else _halved
@@ -229,7 +236,6 @@ class SceneMap:
             'references_head': references_head_sha256(partial / FILES[2]),
             'sha256': {name: file_sha256(partial / name) for name in files}}
         (partial / 'map.yaml').write_text(dump_yaml(description))
-        _swap_in(partial, folder)
 
     @staticmethod
     def load(folder: Path) -> 'SceneMap':
@@ -257,21 +263,28 @@ def store_surface_cache(folder: Path, cache: SurfaceCache, sha256: str = '') -> 
     if sha256 and found != sha256:
         raise MapError(f'{folder} was replaced while its surface cache was made: sha256 is '
                        f'{found}, the cache is of {sha256}; make the cache again')
-    partial = _partial(folder)
-    shutil.copytree(folder, partial, copy_function=_linked)
-    for name in ('map.yaml', SURFACE_CACHE):  # linked, so writing into them would change the map
-        (partial / name).unlink(missing_ok=True)
-    write_tensors(partial / SURFACE_CACHE, cache.to_tensors())
-    description['sha256'][SURFACE_CACHE] = file_sha256(partial / SURFACE_CACHE)
-    (partial / 'map.yaml').write_text(dump_yaml(description))
-    _swap_in(partial, folder)
+    with _partial(folder) as partial:
+        shutil.copytree(folder, partial, copy_function=_linked)
+        # These are links, and writing into them would change the map.
+        for name in ('map.yaml', SURFACE_CACHE):
+            (partial / name).unlink(missing_ok=True)
+        write_tensors(partial / SURFACE_CACHE, cache.to_tensors())
+        description['sha256'][SURFACE_CACHE] = file_sha256(partial / SURFACE_CACHE)
+        (partial / 'map.yaml').write_text(dump_yaml(description))
+        _swap_in(partial, folder)
 
 
-def _partial(folder: Path) -> Path:
-    """Give the path of an unfinished map, with nothing there."""
+@contextmanager
+def _partial(folder: Path) -> Iterator[Path]:
+    """Give the path of an unfinished map, with nothing there; after an error nothing is left."""
     partial = folder.with_name(folder.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
-    return partial
+    try:
+        with full_disk_named(folder):
+            yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _swap_in(partial: Path, folder: Path) -> None:

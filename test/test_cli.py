@@ -1,4 +1,5 @@
 from dataclasses import dataclass, replace
+import errno
 import json
 from pathlib import Path
 import shutil
@@ -251,7 +252,7 @@ def test_build_hands_over_training_images_configuration_and_time(
     (images, output, options), named = calls[0]
     assert [image.name for image in images] == ['3.png']
     assert output == tmp_path / 'map' and options == BuildConfig(seed=3)
-    assert named == {'device': 'cpu', 'minutes': 5.0}
+    assert named == {'device': 'cpu', 'minutes': 5.0, 'rough': False}
     assert run(*arguments, '--device', 'cpu') == 0
     assert calls[1][0][2] == BuildConfig() and calls[1][1]['minutes'] is None
     assert run(*arguments, '--minutes', '0') == 2
@@ -271,12 +272,37 @@ def test_build_hands_over_training_images_configuration_and_time(
     assert all(image.sky_mask().all() for image in images)
 
 
+def test_rough_poses_are_handed_over_as_such(photographs, monkeypatch, capsys, tmp_path):
+    from nerfmatch_ros.mapping import build_map
+    calls = []
+    monkeypatch.setattr(build_map, 'build_map',
+                        lambda *positional, **named: calls.append((positional, named)))
+    arguments = ['build', '--images', photographs, '--output', tmp_path / 'map']
+    assert run(*arguments, '--poses', 'rough', '--registration', 'l2g+features') == 0
+    (_, _, config), named = calls[0]
+    assert named['rough'] and config.registration.steps == ('l2g', 'features')
+    assert config.registration.odometry is None
+    assert run(*arguments, '--registration', 'l2g') == 2
+    assert 'these are exact' in capsys.readouterr().err
+    assert run(*arguments, '--poses', 'rough', '--registration', 'look') == 2
+    assert 'l2g, barf, features' in capsys.readouterr().err
+
+
 def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
     def interrupted(folder, device, refine, precision):
         raise KeyboardInterrupt
     monkeypatch.setattr(cli, '_load', interrupted)
     assert run('localize', '--map', 'm', photographs / '0.png') == 130
     assert capsys.readouterr().err == 'interrupted\n'
+
+
+def test_a_full_disk_is_an_error_with_a_remedy(monkeypatch, capsys, photographs):
+    def full(folder, device, refine, precision):
+        raise OSError(errno.ENOSPC, 'No space left on device', '/maps/kitchen.build/pixels')
+    monkeypatch.setattr(cli, '_load', full)
+    assert run('localize', '--map', 'm', photographs / '0.png') == 2
+    said = capsys.readouterr().err
+    assert said.startswith('error: no space') and '/maps/kitchen.build/pixels' in said
 
 
 def test_refine_chooses_the_steps_of_every_pose(tiny_map, photographs, capsys):

@@ -1,9 +1,14 @@
 import ast
+from dataclasses import fields
 import json
 from pathlib import Path
 
 from nerfmatch_ros.config import load_config
 from nerfmatch_ros.mapping.build_config import BuildConfig, SceneFrameConfig
+from nerfmatch_ros.mapping.changes import ChangeConfig
+from nerfmatch_ros.mapping.placement import PlacementConfig
+from nerfmatch_ros.mapping.rehearsal import RehearsalConfig
+from nerfmatch_ros.mapping.update_config import UpdateConfig
 from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.radiance_field.mip_field import MipFieldConfig
 from nerfmatch_ros.scene_map import FieldConfig
@@ -20,6 +25,13 @@ def test_build_map_yaml_shows_every_option_with_its_default():
                     'augmentation', 'localization'):
         assert f'{section}:' in shown
     assert len([line for line in shown.splitlines() if ':' in line]) > 80
+
+
+def test_update_map_yaml_shows_the_options_of_an_update_with_their_defaults():
+    assert load_config(UpdateConfig, CONFIG / 'update_map.yaml') == UpdateConfig()
+    shown = (CONFIG / 'update_map.yaml').read_text()
+    for section in (UpdateConfig, PlacementConfig, ChangeConfig, RehearsalConfig):
+        assert all(f'{option.name}:' in shown for option in fields(section))
 
 
 def test_demo_map_yaml_is_a_valid_configuration():

@@ -1,3 +1,6 @@
+import errno
+from types import SimpleNamespace
+
 from nerfmatch_ros.files import write_text, written_atomically
 import pytest
 
@@ -22,3 +25,17 @@ def test_format_can_be_told_from_the_temporary_name(tmp_path):
     with written_atomically(tmp_path / 'a.png') as temporary:
         assert temporary.suffix == '.png' and temporary.parent == tmp_path
         temporary.touch()
+
+
+@pytest.mark.parametrize(('error', 'free'), [
+    (RuntimeError('unexpected pos 64 vs 0'), 512),  # torch
+    (ValueError('I/O error: No space left on device (os error 28)'), 10**9),  # safetensors
+    (OSError(errno.EDQUOT, 'Disk quota exceeded'), 10**9),
+])
+def test_a_full_disk_is_named_whatever_the_writer_says(tmp_path, monkeypatch, error, free):
+    monkeypatch.setattr('shutil.disk_usage', lambda path: SimpleNamespace(free=free))
+    with pytest.raises(OSError) as raised, written_atomically(tmp_path / 'a.pt') as temporary:
+        temporary.write_text('half')
+        raise error
+    assert raised.value.errno == errno.ENOSPC and 'a.pt' in str(raised.value)
+    assert not list(tmp_path.iterdir())

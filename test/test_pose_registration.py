@@ -1,4 +1,4 @@
-"""Registration by the field: it goes on when killed, and puts back what has no place."""
+"""Registration by the field: poses become better, stay in the given frame, go on when killed."""
 
 from dataclasses import replace
 

@@ -1,62 +1,74 @@
-"""Errors of registered poses: free of the frame they are in, honest about stages that give up."""
+"""Comparing registrations: the same starts, errors after alignment, nothing done twice."""
 
-import math
+from types import SimpleNamespace
 
-from nerfmatch_ros.data.pose_noise import noisy
-from nerfmatch_ros.errors import DataError
-from nerfmatch_ros.evaluation.registration_bench import bench_registration, pose_errors, table
-from nerfmatch_ros.geometry.pose import se3_exp
+from fake_localizer import queries
+from nerfmatch_ros import registration_bench
+from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.geometry.similarity import Similarity
+from nerfmatch_ros.mapping.register_poses import RegistrationConfig
+from nerfmatch_ros.registration_bench import bench_registration, PoseErrorMeans, RoughStart
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
-import torch
+
+NOISE = RoughStart.parse('noise:0.05:3')
 
 
 @pytest.fixture
-def true(generator):
-    return se3_exp(torch.randn(30, 6, generator=generator, dtype=torch.float64)).numpy()
+def registered(monkeypatch):
+    """Stand for the registration: gives the poses back as they are; calls are recorded."""
+    asked = []
+
+    def stand_in(images, config, **options):
+        asked.append((config.steps, np.stack([image.map_from_camera for image in images])))
+        return SimpleNamespace(images=images, notes={})
+
+    monkeypatch.setattr(registration_bench, 'register', stand_in)
+    return asked
 
 
-def test_another_frame_and_scale_are_no_error(true):
-    moved = Similarity(0.4, Rotation.from_euler('z', 1.0).as_matrix(), [1, 2, 3])
-    errors = pose_errors(moved.apply_to_pose(true), true)
-    np.testing.assert_allclose(errors.metres, 0, atol=1e-9)
-    np.testing.assert_allclose(errors.radians, 0, atol=1e-7)
-    assert errors.scale == pytest.approx(1 / 0.4)
+def test_every_schedule_begins_at_the_same_poses(registered, tmp_path):
+    report = bench_registration(queries(30), [NOISE], ['barf', 'l2g+features'],
+                                RegistrationConfig(), tmp_path)
+    assert [steps for steps, _ in registered] == [('barf',), ('l2g', 'features')]
+    assert np.array_equal(registered[0][1], registered[1][1])
+    result = report['results']['noise:0.05:3']['barf']
+    assert 0.04 < result['before_m'] < 0.12 and 2 < result['before_deg'] < 8
+    assert result['after_m'] == pytest.approx(result['before_m'])
 
 
-def test_errors_are_those_that_were_made(true, generator):
-    metres, radians = 0.002, 0.01
-    rough = noisy(true, metres, radians, generator)
-    errors = pose_errors(rough, true)
-    # The mean length of a vector of three normal errors is 1.6 times their deviation.
-    assert errors.metres.mean() == pytest.approx(1.6 * metres, rel=0.25)
-    assert errors.radians.mean() == pytest.approx(1.6 * radians, rel=0.25)
-    summary = errors.summary()
-    assert summary['mean_cm'] == pytest.approx(100 * errors.metres.mean())
-    assert summary['worst_deg'] == pytest.approx(np.degrees(errors.radians.max()))
+def test_finished_ones_are_kept(registered, tmp_path):
+    for _ in range(2):
+        bench_registration(queries(30), [NOISE], ['barf'], RegistrationConfig(), tmp_path)
+    assert len(registered) == 1
 
 
-def test_stages_get_rough_poses_and_are_told_apart(true, generator):
-    rough = noisy(true, 0.05, 0.05, generator)
-    seen = []
+def test_a_folder_of_other_poses_is_refused(registered, tmp_path):
+    bench_registration(queries(30), [NOISE], ['barf'], RegistrationConfig(), tmp_path)
+    (tmp_path / 'noise_0.05_3' / 'barf' / 'result.json').unlink()
+    with pytest.raises(DataError, match='other poses'):
+        bench_registration(queries(30), [NOISE], ['barf'], RegistrationConfig(), tmp_path, seed=1)
 
-    def half_way(poses):
-        seen.append(poses.copy())
-        poses[:, :3, 3] = 0.5 * (poses[:, :3, 3] + true[:, :3, 3])
-        return poses
 
-    def gives_up(poses):
-        seen.append(poses.copy())
-        raise DataError('nothing to see')
+def test_a_frame_of_another_scale_is_no_error():
+    poses = np.stack([image.map_from_camera for image in queries(9)])
+    moved = Similarity(1.3, np.diag([1.0, -1.0, -1.0]), [1, 2, 3]).apply_to_pose(poses)
+    errors = PoseErrorMeans.of(moved, poses)
+    assert errors.metres < 1e-9 and errors.degrees < 1e-5
 
-    results = bench_registration(rough, true, {'half': half_way, 'none': gives_up})
-    assert [result.name for result in results] == ['rough', 'half', 'none']
-    assert all((poses == rough).all() for poses in seen) and len(seen) == 2
-    means = [result.errors.metres.mean() for result in results]
-    assert means[1] < 0.6 * means[0] and means[2] == math.inf
-    assert results[2].reason == 'nothing to see'
-    lines = table(results).splitlines()
-    assert len(lines) == 5 and lines[4].startswith('| none | - | - |')
-    assert lines[2].count('1 / 1') == 1
+
+@pytest.mark.parametrize('text', ['noise', 'noise:0.05', 'jump:1:2', 'drift:-1:2', 'noise:a:3'])
+def test_starts_that_say_nothing_are_refused(text):
+    with pytest.raises(ConfigError, match='noise:METRES:DEGREES'):
+        RoughStart.parse(text)
+
+
+def test_a_document_keeps_its_other_sections(registered, tmp_path):
+    file = tmp_path / 'registration.md'
+    report = bench_registration(queries(30), [NOISE], ['barf'], RegistrationConfig(),
+                                tmp_path / 'out')
+    for name in ('kitchen', 'hall', 'kitchen'):
+        registration_bench.write_section(report, file, name, 'nerfmatch bench registration')
+    text = file.read_text()
+    assert text.count('## kitchen') == 1 and text.count('## hall') == 1
+    assert text.count('| noise:0.05:3 | barf |') == 2

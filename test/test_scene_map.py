@@ -1,6 +1,7 @@
 """Map files: what was saved is loaded, and nothing else is taken for a map."""
 
 from dataclasses import replace
+import errno
 import hashlib
 import math
 import os
@@ -386,3 +387,17 @@ def test_extent_is_the_diagonal_of_the_camera_centres(tiny_map):
     centres = scene_map.reference_poses[:, :3, 3]
     sides = centres.max(0) - centres.min(0)
     assert scene_map.extent == pytest.approx(np.sqrt((sides ** 2).sum()))
+
+
+def test_a_full_disk_leaves_the_old_map_and_nothing_else(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(path, tensors):
+        path.write_bytes(b'half')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr('nerfmatch_ros.scene_map.write_tensors', full)
+    with pytest.raises(OSError, match='No space'):
+        SceneMap.load(folder).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

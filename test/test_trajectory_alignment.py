@@ -50,3 +50,12 @@ def test_cameras_in_one_place_are_refused(generator):
     source[:, :3, 3] = 1.0
     with pytest.raises(DataError, match='one place'):
         align_trajectories(source, source)
+    assert_same(align_trajectories(source, source, with_scale=False),
+                Similarity(1.0, np.eye(3), np.zeros(3)))
+
+
+def test_a_rigid_alignment_keeps_metres(generator):
+    source = poses(generator)
+    found = align_trajectories(source, TRUE.apply_to_pose(source), with_scale=False)
+    assert found.scale == 1
+    np.testing.assert_allclose(found.rotation, TRUE.rotation, atol=1e-9)

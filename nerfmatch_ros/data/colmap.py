@@ -1,4 +1,4 @@
-"""Reader for COLMAP models, text or binary, with the pictures in `images/` beside them."""
+"""COLMAP models, text or binary, with the pictures in `images/` beside them; its cameras."""
 
 from pathlib import Path
 
@@ -29,19 +29,32 @@ def read(folder: Path) -> list[PosedImage]:
         raise DataError(f'{model} cannot be read as a COLMAP model: {error}; '
                         'export it again') from error
     pictures = _picture_folder(folder, model)
+    return [PosedImage(name=name, camera=camera, map_from_camera=pose, path=pictures / name)
+            for name, (camera, pose) in registered(reconstruction, model).items()]
+
+
+def registered(reconstruction, model: Path) -> dict[str, tuple[Camera, np.ndarray]]:
+    """Give camera and map_from_camera (4, 4) of each registered image of a model, by its name.
+
+    model: where the pycolmap.Reconstruction comes from, for errors.
+    """
     cameras = {number: _camera(model, number, camera)
                for number, camera in reconstruction.cameras.items()}
-    images = []
+    images = {}
     for image in reconstruction.images.values():
         if not image.has_pose:
             continue
         pose = image.cam_from_world
         pose = pose() if callable(pose) else pose  # a property before pycolmap 3.12
         camera_from_map = checked_pose(pose.matrix(), f"{model}: image '{image.name}'")
-        images.append(PosedImage(
-            name=image.name, camera=cameras[image.camera_id],
-            map_from_camera=np.linalg.inv(camera_from_map), path=pictures / image.name))
+        images[image.name] = cameras[image.camera_id], np.linalg.inv(camera_from_map)
     return images
+
+
+def colmap_camera(camera: Camera) -> tuple[str, list[float]]:
+    """Give the name of COLMAP's model and its parameters, pixels counted from the corner."""
+    name = {'RATIONAL': 'FULL_OPENCV'}.get(camera.model, camera.model)
+    return name, [camera.fx, camera.fy, camera.cx + 0.5, camera.cy + 0.5, *camera.distortion]
 
 
 def _model_folder(folder: Path) -> Path | None:

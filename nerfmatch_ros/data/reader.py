@@ -48,9 +48,7 @@ def read_posed_images(
                         'keep one frame for each picture')
     for image in images:
         check_picture(source, image)
-    if all(image.split is None for image in images):
-        images = [replace(image, split='train' if index % TEST_EVERY else 'test')
-                  for index, image in enumerate(images)]
+    images = with_splits(images)
     chosen = [image for image in images if split in (None, image.split)]
     if not chosen:
         raise DataError(f"{source} has {len(images)} images, but none of split '{split}'; "
@@ -61,6 +59,19 @@ def read_posed_images(
     if annotations is not None:
         scenes.append(scene_and_split(annotations)[0])
     return with_masks(chosen, masks, scenes)
+
+
+def with_splits(images: list[PosedImage]) -> list[PosedImage]:
+    """Mark every `TEST_EVERY`th image for testing, where no image has a split."""
+    if any(image.split is not None for image in images):
+        return images
+    return [replace(image, split='train' if index % TEST_EVERY else 'test')
+            for index, image in enumerate(images)]
+
+
+def has_poses(folder: Path) -> bool:
+    """Tell whether the folder is a data set with poses, of any format."""
+    return any(reader.found(Path(folder)) for reader in READERS)
 
 
 def _reader_of(folder: Path) -> ModuleType:

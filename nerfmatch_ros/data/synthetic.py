@@ -4,6 +4,7 @@ Map frame: metres, origin in the middle of the floor, x along the long walls, z 
 box seen from inside, each piece of furniture a box seen from outside, turned about z.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import math
 from pathlib import Path
@@ -74,13 +75,21 @@ FURNITURE = (
 )
 
 
+# What somebody put into the room later: another picture over the screen, a pile of cartons.
+CHANGES = (
+    _box(2.735, 0.45, 0.83, (0.03, 1.05, 0.60), 'poster'),
+    _box(1.75, -1.45, 0.0, (0.55, 0.50, 0.60), 'carton', 0.2),
+    _box(1.75, -1.45, 0.60, (0.40, 0.40, 0.45), 'carton', -0.4),
+)
+
+
 class SyntheticRoom:
     """The furnished room; the seed chooses its textures, the furniture is always the same."""
 
-    def __init__(self, seed: int = 0):
-        """Draw the textures; takes about a second."""
+    def __init__(self, seed: int = 0, added: Sequence[Box] = ()):
+        """Draw the textures; takes about a second. added: boxes that change nothing else."""
         rng = np.random.default_rng(seed)
-        self.boxes = (ROOM, *FURNITURE)
+        self.boxes = (ROOM, *FURNITURE, *added)
         textures = []
         for box in self.boxes:
             x, y, z = box.size
@@ -199,6 +208,34 @@ def map_trajectory(count: int) -> list[np.ndarray]:
 def query_trajectory(count: int) -> list[np.ndarray]:
     """Give `count` poses (4, 4), map from camera, of another drive through the same room."""
     return [_drive(s, other=True) for s in _steps(count)]
+
+
+def visit_trajectory(count: int) -> list[np.ndarray]:
+    """Give `count` poses (4, 4), map from camera, of somebody who looks at `CHANGES` only."""
+    poses = []
+    for s in _steps(count):
+        turn = 2 * math.pi * s
+        position = np.array((0.75 + 0.4 * math.cos(2 * turn), -0.3 + 0.75 * math.sin(turn),
+                             1.2 + 0.25 * math.sin(3 * turn)))
+        share = 0.5 + 0.6 * math.sin(1.5 * turn)
+        aim = share * np.array((2.7, 0.45, 1.1)) + (1 - share) * np.array((1.75, -1.45, 0.6))
+        x, y, z = aim - position
+        pose = np.eye(4)
+        pose[:3, :3] = _looking(math.atan2(y, x), math.atan2(z, math.hypot(x, y)),
+                                0.05 * math.sin(5 * turn))
+        pose[:3, 3] = position
+        poses.append(pose)
+    return poses
+
+
+def pictures_of(
+    poses: Sequence[np.ndarray], camera: Camera, room: SyntheticRoom, name: str, *,
+    supersample: int = 1,
+) -> list[PosedImage]:
+    """Take pictures of a room from poses (4, 4), map from camera; named `name`_0000.jpg and on."""
+    return [PosedImage(f'{name}_{k:04d}.jpg', camera, pose,
+                       pixels=room.render(camera, pose, supersample=supersample))
+            for k, pose in enumerate(poses)]
 
 
 def synthetic_images(

@@ -12,6 +12,7 @@ from typing import Any
 from nerfmatch_ros.data.image_size import image_size
 from nerfmatch_ros.data.posed_image import checked_pose, PosedImage
 from nerfmatch_ros.errors import DataError
+from nerfmatch_ros.files import write_text
 from nerfmatch_ros.geometry.camera import Camera, DISTORTION_LENGTHS
 import numpy as np
 
@@ -58,9 +59,8 @@ def read(folder: Path) -> list[PosedImage]:
 
 
 def write(file: Path, frames: list[dict[str, Any]]):
-    """Write `transforms.json` with the given frames, see `frame_entry`."""
-    content = json.dumps({'frames': frames}, indent=1)
-    file.write_text(content + '\n', encoding='utf-8')
+    """Write `transforms.json`, whole or not at all, with the given frames, see `frame_entry`."""
+    write_text(file, json.dumps({'frames': frames}, indent=1) + '\n')
 
 
 def frame_entry(image: PosedImage, folder: Path) -> dict[str, Any]:

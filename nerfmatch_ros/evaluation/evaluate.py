@@ -15,6 +15,7 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.tum import format_tum
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.evaluation import metrics
+from nerfmatch_ros.evaluation.frame_alignment import align_with_truth, moved_results
 from nerfmatch_ros.evaluation.paper_table import BenchmarkScene, paper_row
 from nerfmatch_ros.evaluation.reliability import (
     correct_poses,
@@ -23,6 +24,7 @@ from nerfmatch_ros.evaluation.reliability import (
     summarize_reliability,
 )
 from nerfmatch_ros.files import write_text
+from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 import numpy as np
 
@@ -38,13 +40,17 @@ class QueryResult:
 
 def evaluate(
     localizer: Any, images: Sequence[PosedImage], output: Path,
-    scene: BenchmarkScene | None = None,
+    scene: BenchmarkScene | None = None, *, align: str = 'none',
+    known: Sequence[PosedImage] = (),
 ) -> dict:
     """
     Localize each image, write the report and its pictures into the folder, return the report.
 
     localizer: a `Localizer`; it never sees the true poses. images: with `map_from_camera`.
     scene: of a benchmark that the images are of; then the report has a row `paper`.
+    align: 'rigid' or 'similarity' where truth is in another frame than the map; errors are then
+    in the frame of truth, poses.tum too. known: images with true poses to find it by, see
+    `align_with_truth`.
     """
     if not images:
         raise DataError('there are no images to evaluate')
@@ -54,18 +60,31 @@ def evaluate(
             f'{len(unknown)} of {len(images)} images have no true pose, the first is '
             f'{unknown[0]}; choose another split or use `nerfmatch localize`')
     results = localize_all(localizer, images)
-    scene_map = localizer.scene_map
-    report = summarize(results, scene_map.extent)
+    scene_map, render = localizer.scene_map, localizer.render
+    extent, map_poses = scene_map.extent, scene_map.reference_poses
+    aligned = {}
+    if align != 'none':
+        alignment = align_with_truth(
+            scene_map, known, [result.estimate.map_from_camera for result in results], images,
+            with_scale=align == 'similarity')
+        aligned = {'alignment': json_ready(alignment.report())}
+        results, moved = moved_results(results, alignment), alignment.truth_from_map
+        extent, map_poses = extent * moved.scale, moved.apply_to_pose(map_poses)
+
+        def render(camera: Camera, pose: np.ndarray) -> np.ndarray:
+            return localizer.render(camera, moved.inverse().apply_to_pose(pose))
+
+    report = {**summarize(results, extent), **aligned}
     if scene is not None:
         report['paper'] = json_ready(paper_row(scene, errors_of(results)))
     write_results(results, report, output)
     # matplotlib is slow to import and the figures above stand without it.
     from nerfmatch_ros.evaluation.pictures import draw_reliability, draw_trajectory, draw_worst
-    draw_trajectory(results, scene_map.reference_poses, Path(output) / 'trajectory.png')
-    draw_worst(results, localizer.render, Path(output) / 'worst.png')
+    draw_trajectory(results, map_poses, Path(output) / 'trajectory.png')
+    draw_worst(results, render, Path(output) / 'worst.png')
     if report['reliability'] is not None:
         probabilities, wrong = probabilities_of(results), ~correct_poses(
-            errors_of(results), scene_map.extent)
+            errors_of(results), extent)
         draw_reliability(reliability(probabilities, ~wrong), risk_coverage(probabilities, wrong),
                          Path(output) / 'reliability.png')
     return report

@@ -101,6 +101,39 @@ def draw_streams(drive: Any, streams: Mapping[str, Sequence[Any]], path: Path) -
     _save(figure, path)
 
 
+def draw_way(
+    poses: np.ndarray, kept: np.ndarray, path: Path, *, title: str, z_up: bool,
+) -> None:
+    """
+    Draw the way of a camera, from above or along the axes of largest extent, with the keyframes.
+
+    poses: (N, 4, 4) frame_from_camera, metres, NaN where the way has a gap; kept: (N,) bool, the
+    keyframes.
+    """
+    centres, looks = poses[:, :3, 3], poses[kept, :3, 2]
+    known = centres[np.isfinite(centres[:, 0])]
+    a, b = (0, 1) if z_up else plane_of_largest_extent(known)
+    low, high = known.min(axis=0), known.max(axis=0)
+    margin = max(0.1 * (high - low).max(), 0.05)
+    figure = Figure(figsize=(9, 7), layout='constrained')
+    axes = figure.subplots()
+    axes.plot(centres[:, a], centres[:, b], c='0.7', linewidth=0.8, label='way')
+    axes.plot(known[:1, a], known[:1, b], 'o', c='C2', markersize=9, label='start')
+    axes.plot(known[-1:, a], known[-1:, b], 's', c='C3', markersize=8, label='end')
+    axes.quiver(centres[kept, a], centres[kept, b], looks[:, a], looks[:, b], color='C0',
+                angles='xy', scale_units='xy', scale=1 / (0.6 * margin), width=0.0015, alpha=0.6)
+    axes.plot(centres[kept, a], centres[kept, b], '.', c='C0', markersize=4,
+              label=f'{kept.sum()} keyframes, and where they look')
+    axes.set_xlim(low[a] - margin, high[a] + margin)
+    axes.set_ylim(low[b] - margin, high[b] + margin)
+    axes.set_aspect('equal')
+    axes.set_xlabel(f'{AXES[a]} [m]')
+    axes.set_ylabel(f'{AXES[b]} [m]')
+    axes.set_title(title, fontsize='medium')
+    axes.legend(loc='best', fontsize='small')
+    _save(figure, path)
+
+
 def draw_reliability(curve: Any, risk: Any, path: Path) -> None:
     """
     Draw claimed probabilities against what came true, and the risk of answering more queries.

@@ -10,6 +10,7 @@ from nerfmatch_ros.mapping.augmentation import AugmentationConfig
 from nerfmatch_ros.mapping.calibrate import CalibrationConfig
 from nerfmatch_ros.mapping.field_loss import FieldTrainingConfig
 from nerfmatch_ros.mapping.multi_view_depth import MultiViewDepthConfig
+from nerfmatch_ros.mapping.register_poses import RegistrationConfig
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.scene_map import FieldConfig
@@ -47,6 +48,7 @@ class BuildConfig:
     reference_images: str = 'real'  # described for retrieval: 'real' or 'rendered' by the field
     frame_id: str = 'map'
     seed: int = 0
+    registration: RegistrationConfig = RegistrationConfig()
     scene_frame: SceneFrameConfig = SceneFrameConfig()
     depth: MultiViewDepthConfig = MultiViewDepthConfig()
     field: FieldConfig = FieldConfig()

@@ -56,22 +56,24 @@ def _files_beside(image: PosedImage) -> list[dict[str, str]]:
     return [named] if named else []
 
 
-def open_work_folder(
-    output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
-    minutes: float | None, given: FieldFile | None,
-) -> None:
-    """Make the folder `work`, or find it left by the same build."""
+def check_output(output: Path) -> None:
+    """Refuse to write a map where something else lies."""
     if output.exists() and not output.is_dir():
         raise DataError(f'{output} is a file; give a folder for the map')
     if output.exists() and any(output.iterdir()) and not (output / 'map.yaml').exists():
         raise DataError(f'{output} is not empty and holds no map; choose another folder')
-    if minutes is not None and not minutes > 0:
-        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
+
+
+def describe_image(image: PosedImage) -> tuple:
+    """Give what tells a photograph of a build from another, as plain values."""
+    pose = image.map_from_camera
+    return (image.name, str(image.camera), None if pose is None else pose.round(9).tolist(),
+            *_files_beside(image))
+
+
+def mark_work_folder(work: Path, identity: str) -> str:
+    """Make the folder `work`, or find it left by what has the same identity; gives its mark."""
     work.mkdir(parents=True, exist_ok=True)
-    identity = json.dumps([
-        to_dict(config), minutes, *([] if given is None else [given.mark()]),
-        [(i.name, str(i.camera), i.map_from_camera.round(9).tolist(), *_files_beside(i))
-         for i in images]])
     mark = hashlib.sha256(identity.encode()).hexdigest()
     path = work / 'build.sha256'
     if path.exists() and path.read_text() != mark:
@@ -79,3 +81,18 @@ def open_work_folder(
             f'{work} holds the unfinished build of other photographs, poses, masks or options; '
             'repeat that command to finish it, or delete the folder to start anew')
     write_text(path, mark)
+    return mark
+
+
+def open_work_folder(
+    output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
+    minutes: float | None, given: FieldFile | None, rough: bool = False,
+) -> None:
+    """Make the folder `work`, or find it left by the same build."""
+    check_output(output)
+    if minutes is not None and not minutes > 0:
+        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
+    mark_work_folder(work, json.dumps([
+        to_dict(config), minutes, *([] if given is None else [given.mark()]),
+        *(['rough'] if rough else []),
+        [describe_image(image) for image in images]]))

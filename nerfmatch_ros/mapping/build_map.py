@@ -1,7 +1,7 @@
 """Building a map from posed photographs, stage by stage; a build that was killed goes on.
 
-    sparse points -> depth -> field -> reference views -> matcher -> surface and retrieval
-    -> calibration -> map
+    rough poses registered -> sparse points -> depth -> field -> reference views -> matcher
+    -> surface and retrieval -> calibration -> map
 
 Finished stages lie in `<output>.build` until the map is whole.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 import json
 import logging
-import math
 from pathlib import Path
 import shutil
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.field_file import FieldFile
 from nerfmatch_ros.files import write_text, written_atomically
 from nerfmatch_ros.localization.localizer import Localizer
@@ -30,6 +30,7 @@ from nerfmatch_ros.mapping.build_folder import (
     open_work_folder,
 )
 from nerfmatch_ros.mapping.calibrate import calibrate
+from nerfmatch_ros.mapping.checkpoint import save_weights
 from nerfmatch_ros.mapping.depth_map import (
     DepthMap,
     known_share,
@@ -39,10 +40,12 @@ from nerfmatch_ros.mapping.depth_map import (
 from nerfmatch_ros.mapping.engine import from_first, make_engine, once
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
 from nerfmatch_ros.mapping.given_field import likeness, with_field
+from nerfmatch_ros.mapping.held_out import held_out, observations_of
 from nerfmatch_ros.mapping.multi_view_depth import multi_view_depth
 from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
+from nerfmatch_ros.mapping.register_poses import BY_FIELD, register, TABLE
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.train_field import train_field
 from nerfmatch_ros.mapping.train_matcher import check_shares, train_matcher, training_data
@@ -53,7 +56,7 @@ from nerfmatch_ros.radiance_field.field import RadianceField
 from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, frustum_frame, SceneFrame
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 import torch
 
 if TYPE_CHECKING:
@@ -66,16 +69,21 @@ FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its render
 def build_map(
     images: list[PosedImage], output: Path, config: BuildConfig, *, device: str = 'cpu',
     minutes: float | None = None, keep_work_folder: bool = False, given: FieldFile | None = None,
+    rough: bool = False,
 ) -> SceneMap:
     """Build a map of photographs with poses and save it to the folder `output`.
 
     minutes: of training in all, instead of `config.minutes`; keep_work_folder: leave the stages'
     own results in `<output>.build`, for another build that shares some of them; given: a field
-    in the frame of the photographs' poses, instead of training one. Raises DataError for input
-    that cannot become a map. The old map in `output` stays until the new one is whole.
+    in the frame of the photographs' poses, instead of training one; rough: the poses are mended
+    first, as `config.registration` says. Raises DataError for input that cannot become a map.
+    The old map in `output` stays until the new one is whole.
     Under torchrun all processes call this; the first one does what is no training.
     """
     check_images(images)
+    if rough and given is not None:
+        raise ConfigError('a field that was trained elsewhere belongs to exact poses; '
+                          'give exact poses, or no field')
     config = with_field(config, given)
     check_networks(config)
     keep_freed_memory()
@@ -85,10 +93,11 @@ def build_map(
     check_shares(config.matcher_training, config.matcher.kind, engine.world_size)
     output = Path(output).resolve()
     work = output.with_name(output.name + '.build')
-    once(engine, lambda: open_work_folder(output, work, images, config, minutes, given))
+    once(engine, lambda: open_work_folder(output, work, images, config, minutes, given, rough))
     torch.manual_seed(config.seed)
     with ProgressBars(shown=engine.is_global_zero) as bars:
         stages = _Stages(bars, config, engine, minutes, work)
+        images, registration = stages.registered(images) if rough else (images, {})
         if given is None:
             sparse = stages.sparse_points(images)
             frame = _scene_frame(images, sparse, config.scene_frame)
@@ -105,10 +114,13 @@ def build_map(
             scene_map = assemble_map(
                 images, references, field, matcher, frame, config, device=str(engine.device),
                 notes={'images': len(images), 'extent_m': extent(images), **quality,
+                       **registration,
                        'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
                 report=stages.bar('surface, words'))
             stages.calibrated(scene_map, images).save(output)
             shutil.copy(work / FIELD_PICTURE, output)
+            if rough:
+                shutil.copy(work / TABLE, output)
             if not keep_work_folder:
                 shutil.rmtree(work)
             LOG.info('map saved to %s', output)
@@ -152,6 +164,26 @@ class _Stages:
     def _minutes(self, share: float) -> float | None:
         return None if self.minutes is None else share * self.minutes
 
+    def registered(self, images: list[PosedImage]) -> tuple[list[PosedImage], dict]:
+        """Mend rough poses; returns the photographs with the new ones, and what the map notes.
+
+        One process does it while the others wait, in its share of the minutes.
+        """
+        config, done = self.config.registration, []
+        by_field = sum(step in BY_FIELD for step in config.steps)
+        minutes = self._minutes(config.minutes_share / max(by_field, 1))
+        if by_field and self.minutes is not None:
+            self.minutes *= 1 - config.minutes_share
+
+        def make() -> None:
+            done.append(register(images, config, work=self.work, device=self.device,
+                                 minutes=minutes, bar=self.bar))
+
+        once(self.engine, make)
+        if not done:  # another process did it, and this one finds it done
+            make()
+        return done[0].images, {'registration': done[0].notes}
+
     def sparse_points(self, images: list[PosedImage]) -> SparsePoints:
         """Triangulate what the photographs have in common."""
         path = self.work / 'sparse_points.npz'
@@ -178,7 +210,7 @@ class _Stages:
         def make() -> None:
             scale = frame.scene_from_map.scale
             maps = multi_view_depth(
-                [images[k] for k in kept], _of_images(sparse, kept), self.config.depth,
+                [images[k] for k in kept], observations_of(sparse, kept), self.config.depth,
                 depth_range=(frame.near / scale, frame.far / scale), report=report)
             with written_atomically(path) as temporary:
                 save_depth_maps(temporary, maps)
@@ -189,7 +221,7 @@ class _Stages:
         return maps
 
     def _kept(self, images: list[PosedImage]) -> list[int]:
-        held = _held_out(len(images), self.config.held_out)
+        held = held_out(len(images), self.config.held_out)
         return [k for k in range(len(images)) if k not in held]
 
     def field(
@@ -198,15 +230,15 @@ class _Stages:
     ) -> tuple[RadianceField, dict]:
         """Train the radiance field; returns it with its quality on photographs it never saw."""
         config = self.config
-        held = _held_out(len(images), config.held_out)
+        held = held_out(len(images), config.held_out)
         kept = self._kept(images)
         field = config.field.make(len(kept)).to(self.device)
         path = self.work / 'field.safetensors'
         report = self.bar('field')
         if not from_first(self.engine, path.exists()):
-            self._train_field(field, [images[k] for k in kept], _of_images(sparse, kept), depths,
-                              frame, report)
-            once(self.engine, lambda: _save(field, path, 'field.checkpoint', 'pixels'))
+            self._train_field(field, [images[k] for k in kept], observations_of(sparse, kept),
+                              depths, frame, report)
+            once(self.engine, lambda: save_weights(field, path, 'field.checkpoint', 'pixels'))
         field.load_state_dict(load_file(path))
         field.eval().requires_grad_(False)
         quality = self.work / 'field.json'
@@ -233,7 +265,7 @@ class _Stages:
         """Take a field that was trained elsewhere; returns it with its origin and likeness."""
         report, quality = self.bar('field given'), self.work / 'field.json'
         given.field.to(self.device)
-        held = _held_out(len(images), self.config.held_out)
+        held = held_out(len(images), self.config.held_out)
         self._once(quality, lambda: write_text(quality, json.dumps({
             **likeness(given, [images[k] for k in held or [0]], self._how(given.field),
                        self.work / FIELD_PICTURE),
@@ -288,7 +320,7 @@ class _Stages:
                 matcher, [dataset], self.config.matcher_training,
                 engine=self.engine, checkpoint=self.work / 'matcher.checkpoint',
                 minutes=self._minutes(share), report=report)
-            once(self.engine, lambda: _save(matcher, path, 'matcher.checkpoint'))
+            once(self.engine, lambda: save_weights(matcher, path, 'matcher.checkpoint'))
         matcher.load_state_dict(load_file(path))
         report(1.0)
         return matcher.to(self.device).eval().requires_grad_(False)
@@ -296,7 +328,7 @@ class _Stages:
     def calibrated(self, scene_map: SceneMap, images: list[PosedImage]) -> SceneMap:
         """Measure covariances and teach the judge on the photographs that were held out."""
         report = self.bar('calibration')
-        held = [images[k] for k in _held_out(len(images), self.config.held_out)]
+        held = [images[k] for k in held_out(len(images), self.config.held_out)]
         if not held:
             LOG.warning('%d photographs are too few to keep some from the map: its covariances '
                         'are not calibrated and it has no judge', len(images))
@@ -308,33 +340,3 @@ class _Stages:
             config=self.config.calibration,
             scales=(options['covariance_scale'],) * 2)
         return replace(scene_map, calibration=calibration.to_dict())
-
-
-def _held_out(images: int, most: int) -> list[int]:
-    """Indices of photographs to keep from training: few, none from sets under a dozen.
-
-    They come in runs of three: with a neighbour on both sides a photograph would be an easy one.
-    """
-    count = min(most, max(images // 12, 2)) if images >= 12 else 0
-    runs = math.ceil(count / 3)
-    starts = [round((k + 0.5) * images / runs) - 1 for k in range(runs)]
-    return [start + k for start in starts for k in range(3)][:count]
-
-
-def _of_images(sparse: SparsePoints, kept: list[int]) -> SparsePoints:
-    """Keep the observations of some images, renumbered."""
-    number = np.full(max([*kept, *sparse.image_index.tolist()], default=0) + 1, -1)
-    number[kept] = np.arange(len(kept))
-    chosen = number[sparse.image_index] >= 0
-    return SparsePoints(
-        sparse.points, sparse.reprojection_error, sparse.angle,
-        number[sparse.image_index[chosen]], sparse.pixel[chosen], sparse.point_index[chosen])
-
-
-def _save(module: torch.nn.Module, path: Path, *used: str) -> None:
-    """Write weights, and delete the files beside them that were used in the training."""
-    with written_atomically(path) as temporary:
-        save_file({key: value.contiguous().cpu() for key, value in module.state_dict().items()},
-                  temporary)
-    for name in used:
-        path.with_name(name).unlink(missing_ok=True)

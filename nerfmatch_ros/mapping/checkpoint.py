@@ -7,6 +7,7 @@ from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.files import written_atomically
 from nerfmatch_ros.mapping.engine import from_first, once
 from nerfmatch_ros.mapping.training_clock import TrainingClock
+from safetensors.torch import save_file
 import torch
 from torch import nn
 
@@ -55,3 +56,12 @@ def load_checkpoint(
             f'cannot go on from the checkpoint {path} ({type(error).__name__}): it belongs to '
             'another configuration or is damaged; delete it to start this stage again') from error
     return True
+
+
+def save_weights(module: nn.Module, path: Path, *used: str) -> None:
+    """Write weights, and delete the files beside them that were used in the training."""
+    with written_atomically(path) as temporary:
+        save_file({key: value.contiguous().cpu() for key, value in module.state_dict().items()},
+                  temporary)
+    for name in used:
+        path.with_name(name).unlink(missing_ok=True)

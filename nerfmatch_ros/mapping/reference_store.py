@@ -129,11 +129,11 @@ def _entry(line: bytes) -> tuple[str, dict[str, _Part]]:
 def render_into_store(
     path: Path, field: RadianceField, frame: SceneFrame, images: list[PosedImage], *,
     feature_layer: int | None, longest_side: int, size: tuple[int, int] | None = None,
-    report: Callable[[float], None] = lambda progress: None,
+    focal: float | None = None, report: Callable[[float], None] = lambda progress: None,
 ) -> None:
     """Render the reference views of all map images into a file, those that it does not hold."""
     store = ReferenceStore(path)
-    views = working_views(images, longest_side, size)
+    views = working_views(images, longest_side, size, focal)
     for k in range(len(store), len(images)):
         store.append(render_reference(field, frame, images[k], views[k],
                                       feature_layer=feature_layer))
@@ -142,7 +142,7 @@ def render_into_store(
 
 def open_references(
     path: Path, images: list[PosedImage], *, longest_side: int,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None, focal: float | None = None,
 ) -> list[StoredView]:
     """Give what `render_into_store` wrote."""
-    return ReferenceStore(path).views(images, working_views(images, longest_side, size))
+    return ReferenceStore(path).views(images, working_views(images, longest_side, size, focal))

@@ -28,9 +28,13 @@ class ReferenceView:
 
 def working_views(
     images: list[PosedImage], longest_side: int, size: tuple[int, int] | None = None,
+    focal: float | None = None,
 ) -> list[WorkingView]:
-    """Choose how the matcher sees each map image; size: (width, height), instead of a side."""
-    focal = working_focal([image.camera for image in images], longest_side)
+    """Choose how the matcher sees each map image; size: (width, height), instead of a side.
+
+    focal: pixels, of a map that has one already.
+    """
+    focal = focal or working_focal([image.camera for image in images], longest_side)
     options = {} if size is None else {'size': size}
     return [working_view(image.camera, focal, longest_side, **options) for image in images]
 

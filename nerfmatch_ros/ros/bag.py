@@ -6,10 +6,12 @@ Written as mcap, with the metadata of version 8: the newest that ROS 2 Humble re
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+import errno
 import os
 from pathlib import Path
 import shutil
 import struct
+import tempfile
 from typing import Any
 
 from nerfmatch_ros.errors import DataError
@@ -28,8 +30,11 @@ from rosbags.typesys import get_typestore, Stores
 METADATA_VERSION = 8
 TYPES = get_typestore(Stores.ROS2_KILTED)
 _UNLIMITED = QosTime(sec=9223372036, nsec=854775807)  # RMW_DURATION_INFINITE
-# What a file that was cut or overwritten makes the library raise.
+# What a message that was cut or overwritten makes the library raise.
 _UNREADABLE = (ReaderError, SerdeError, OSError, ValueError, TypeError, LookupError, struct.error)
+_SUFFIXES = ('.mcap', '.db3')
+REPAIR = ('repair a copy of it with `mcap recover` (mcap) or the `.recover` of sqlite3 (db3), '
+          'then write its metadata anew with `ros2 bag reindex`')
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,18 @@ class BagReader:
 
     def __enter__(self) -> 'BagReader':
         """Open it and read which topics it has."""
+        if self.path.suffix == '.bag':
+            raise DataError(f'the bag {self.path} is one of ROS 1; convert it with '
+                            f'`rosbags-convert --src {self.path} --dst {self.path.stem}`')
         try:
-            self._reader = Reader(self.path)
+            self._reader = Reader(_storage(self.path))
             self._reader.open()
-        except _UNREADABLE as error:
-            raise DataError(f'the bag {self.path} cannot be read: {error}') from error
+        except Exception as error:  # noqa: BLE001 - sqlite, lz4 and zstd have errors of their own
+            remedy = f'; {REPAIR}' if self.path.exists() else ''
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                remedy = (f'; a compressed bag is unpacked into {tempfile.gettempdir()}, make '
+                          'room there or name another folder in TMPDIR')
+            raise DataError(f'the bag {self.path} cannot be read: {error}{remedy}') from error
         for connection in self._reader.connections:
             # A topic that was recorded from several publishers is there several times.
             self.topics.setdefault(connection.topic, _topic_of(connection))
@@ -141,12 +153,20 @@ class BagReader:
                        and connection.msgtype == self.topics[connection.topic].type]
         if not connections:
             return
+        read = 0
         try:
             for connection, time_ns, data in self._reader.messages(connections):
+                read += 1
                 yield connection.topic, time_ns, data
-        except _UNREADABLE as error:
-            raise DataError(f'the bag {self.path} is damaged: {error}; '
-                            'record it again or repair it with `ros2 bag reindex`') from error
+        except Exception as error:  # noqa: BLE001 - sqlite, lz4 and zstd have errors of their own
+            whole = sum(connection.msgcount for connection in connections)
+            raise DataError(
+                f'the bag {self.path} is damaged: {error}; {read} of {whole} messages on '
+                f'{", ".join(sorted(wanted))} could be read; {REPAIR}, or record it again',
+            ) from error
+        if not read and any(connection.msgcount for connection in connections):
+            raise DataError(f'the bag {self.path} has a metadata.yaml that does not describe its '
+                            'files; write it anew with `ros2 bag reindex`')
 
     def messages(self, names: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
         """Give the same with the messages decoded, as objects of the library's own classes."""
@@ -160,6 +180,18 @@ def decoded(data: bytes, message_type: str) -> Any:
         return TYPES.deserialize_cdr(data, message_type)
     except (SerdeError, *_UNREADABLE) as error:
         raise DataError(f'a message of {len(data)} bytes is no {message_type}: {error}') from error
+
+
+def _storage(path: Path) -> Path:
+    """Give what is opened: of a folder that a crash left without metadata its one file."""
+    if path.is_dir() and not (path / 'metadata.yaml').exists():
+        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        if len(files) == 1:
+            return files[0]
+        if not files:
+            raise FileNotFoundError(f'it holds neither a metadata.yaml nor a file of '
+                                    f'{" or ".join(_SUFFIXES)}')
+    return path
 
 
 def _offered(topic: BagTopic) -> Qos:

@@ -20,6 +20,8 @@ CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 TRANSFORMS = 'tf2_msgs/msg/TFMessage'
 POSE = 'geometry_msgs/msg/PoseStamped'
 POSE_WITH_COVARIANCE = 'geometry_msgs/msg/PoseWithCovarianceStamped'
+ODOMETRY = 'nav_msgs/msg/Odometry'
+TRANSFORM = 'geometry_msgs/msg/TransformStamped'
 STATUS = 'diagnostic_msgs/msg/DiagnosticStatus'
 
 DISTORTION_MODELS = {'PINHOLE': 'plumb_bob', 'OPENCV': 'plumb_bob',
@@ -91,6 +93,23 @@ def read_serialized_stamp(data: bytes | memoryview) -> int:
     # Four bytes say how it is encoded, the second one which byte comes first.
     seconds, nanoseconds = struct.unpack_from('<iI' if data[1] & 1 else '>iI', data, 4)
     return seconds * 10**9 + nanoseconds
+
+
+def read_serialized_header(data: bytes | memoryview) -> tuple[int, str, int]:
+    """
+    Give stamp in ns, frame_id and where the rest begins of a message (CDR) with a header.
+
+    Raises a DataError where the header is not whole.
+    """
+    try:
+        stamp = read_serialized_stamp(data)
+        length, = struct.unpack_from('<I' if data[1] & 1 else '>I', data, 12)
+        end = 16 + length
+        if length < 1 or end > len(data) or data[end - 1]:
+            raise ValueError('its frame_id does not end')
+        return stamp, bytes(data[16:end - 1]).decode('utf-8'), end
+    except (struct.error, ValueError, IndexError) as error:
+        raise DataError(f'a message of {len(data)} bytes has no whole header: {error}') from error
 
 
 def read_transforms(message: Any) -> list[tuple[str, str, int, np.ndarray]]:

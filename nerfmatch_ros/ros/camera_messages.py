@@ -3,21 +3,25 @@ CameraInfo messages to cameras, which are kept by frame, and cameras back to mes
 
 Nothing in a message is trusted; what cannot be used raises a DataError that names the cause, the
 value and the remedy. Both sides count pixels from the centre of the first one and have optical
-axes (x right, y down, z forward), so cameras need no change of convention.
+axes (x right, y down, z forward), so cameras need no change of convention. Only to make messages
+is ROS needed: those of a bag are read without an installation.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 import threading
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.ros.image_messages import FrameRejected
 import numpy as np
-from sensor_msgs.msg import CameraInfo
-from std_msgs.msg import Header
+
+if TYPE_CHECKING:
+    from sensor_msgs.msg import CameraInfo
 
 # Numbers of coefficients; longer lists are accepted where the further ones are zero.
 PLUMB_BOB, RATIONAL, EQUIDISTANT = 'plumb_bob', 'rational_polynomial', 'equidistant'
@@ -184,6 +188,8 @@ def info_key(message: CameraInfo) -> tuple:
 
 def info_message(camera: Camera, stamp: Any, frame_id: str) -> CameraInfo:
     """Make a CameraInfo of a camera."""
+    from sensor_msgs.msg import CameraInfo
+    from std_msgs.msg import Header
     models = {'PINHOLE': PLUMB_BOB, 'OPENCV': PLUMB_BOB, 'OPENCV_FISHEYE': EQUIDISTANT,
               'RATIONAL': RATIONAL}
     model = models[camera.model]

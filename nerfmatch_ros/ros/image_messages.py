@@ -2,19 +2,23 @@
 Image messages, raw and compressed, to RGB pictures, and pictures back to messages.
 
 Nothing in a message is trusted: sizes are checked as Python integers before they shape an array
-or let a decoder allocate one. What cannot be used raises FrameRejected, and nothing else.
+or let a decoder allocate one. What cannot be used raises FrameRejected, and nothing else. Only to
+make messages is ROS needed: those of a bag are read without an installation.
 """
+
+from __future__ import annotations
 
 import array
 import io
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TYPE_CHECKING
 
 import cv2
 from nerfmatch_ros.data.image_size import size_in_header
 from nerfmatch_ros.errors import DataError
 import numpy as np
-from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Header
+
+if TYPE_CHECKING:
+    from sensor_msgs.msg import CompressedImage, Image
 
 MAX_PIXELS = 8192 * 8192  # twice an 8K picture; its RGB array has 201 MB
 
@@ -151,6 +155,8 @@ def compressed_to_rgb(message: CompressedImage, *, max_pixels: int = MAX_PIXELS)
 
 def image_message(rgb: np.ndarray, stamp: Any, frame_id: str) -> Image:
     """Make an rgb8 message of a picture (H, W, 3), uint8 RGB."""
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
     height, width, _ = rgb.shape
     message = Image(header=Header(stamp=stamp, frame_id=frame_id), height=height, width=width,
                     encoding='rgb8', step=3 * width)

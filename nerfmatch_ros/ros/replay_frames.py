@@ -17,6 +17,7 @@ from nerfmatch_ros.localization.pose_tracker import PoseTracker
 from nerfmatch_ros.ros import bag_messages
 from nerfmatch_ros.ros.backend import with_parameters
 from nerfmatch_ros.ros.bag import BagReader
+from nerfmatch_ros.ros.bag_topics import is_rectified
 from nerfmatch_ros.ros.camera_messages import CameraCache
 from nerfmatch_ros.ros.frame_gate import picture_fault
 from nerfmatch_ros.ros.image_messages import compressed_to_rgb, FrameRejected, image_to_rgb
@@ -56,7 +57,7 @@ class _Replay:
         self._tracker = PoseTracker()
         self._pipeline = FramePipeline(
             backend, self._tracker, tracked, found.transforms.lookup, lock=threading.Lock())
-        self._cameras = CameraCache(rectified='rect' in found.image_topic.rsplit('/', 1)[-1])
+        self._cameras = CameraCache(rectified=is_rectified(found.image_topic))
         self._refined: StampedPose | None = None  # not fed back yet
         self._last_accepted_ns: int | None = None
         self._result = ReplayResult()

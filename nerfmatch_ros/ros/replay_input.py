@@ -7,12 +7,11 @@ from nerfmatch_ros.data.trajectory import Trajectory
 from nerfmatch_ros.errors import DataError, NerfmatchError
 from nerfmatch_ros.evaluation.stream_report import Drive, truth_at_frames
 from nerfmatch_ros.ros import bag_messages as messages
+from nerfmatch_ros.ros import bag_topics
 from nerfmatch_ros.ros.bag import BagReader
+from nerfmatch_ros.ros.bag_topics import TF, TF_STATIC
 from nerfmatch_ros.ros.transform_buffer import TransformBuffer
 import numpy as np
-
-TF, TF_STATIC = '/tf', '/tf_static'
-COMPRESSED_SUFFIX = '/compressed'
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def read_replay_input(
     transforms = TransformBuffer(duration=1e9)
     stamps, truth, camera_frame = [], [], ''
     with BagReader(path) as bag:
-        image_topic = _image_topic(bag, image_topic)
+        image_topic = bag_topics.image_topic(bag, image_topic)
         compressed = bag.topics[image_topic].type == messages.COMPRESSED_IMAGE
         info_topic = _info_topic(bag, image_topic)
         wanted = [image_topic, TF, TF_STATIC, truth_topic]
@@ -125,22 +124,8 @@ def _add_transforms(transforms: TransformBuffer, message, frames: ReplayFrames, 
             transforms.set(parent, child, stamp, pose, static)
 
 
-def _image_topic(bag: BagReader, given: str) -> str:
-    names = bag.names_of(messages.IMAGE, messages.COMPRESSED_IMAGE)
-    if given:
-        if given not in names:
-            raise DataError(f'the bag {bag.path} has no images on {given}; it has images on '
-                            f'{", ".join(names) or "no topic"}')
-        return given
-    if len(names) != 1:
-        raise DataError(f'the bag {bag.path} has images on {len(names)} topics '
-                        f'({", ".join(names) or "none"}); name one with --image-topic')
-    return names[0]
-
-
 def _info_topic(bag: BagReader, image_topic: str) -> str:
-    base = image_topic.removesuffix(COMPRESSED_SUFFIX)
-    name = f'{base.rsplit("/", 1)[0]}/camera_info'
+    name = bag_topics.info_topic(image_topic)
     if name not in bag.names_of(messages.CAMERA_INFO):
         raise DataError(f'the bag {bag.path} has no camera_info on {name}, where that of '
                         f'{image_topic} belongs; record it too')

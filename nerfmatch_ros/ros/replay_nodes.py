@@ -18,8 +18,9 @@ from nerfmatch_ros.evaluation.stream_report import StampedPose
 from nerfmatch_ros.ros import bag_messages as messages
 from nerfmatch_ros.ros.bag import BagReader, BagTopic, BagWriter, decoded
 from nerfmatch_ros.ros.bag_player import BagPlayer, message_class, profile_of
+from nerfmatch_ros.ros.bag_topics import base_topic, TF
 from nerfmatch_ros.ros.node_process import joined, NodeProcess, own_domain
-from nerfmatch_ros.ros.replay_input import COMPRESSED_SUFFIX, ReplayFrames, ReplayInput, TF
+from nerfmatch_ros.ros.replay_input import ReplayFrames, ReplayInput
 from nerfmatch_ros.ros.replay_result import FAST, POSE, REFINED, ReplayResult
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -229,7 +230,7 @@ def _processes(
     remappings = {'image': image, 'camera_info': found.info_topic}
     if found.compressed:
         remappings['image/compressed'] = image
-        remappings['image'] = image.removesuffix(COMPRESSED_SUFFIX)
+        remappings['image'] = base_topic(image)
     shared = {
         'map_path': Path(map_folder).resolve(), 'device': options.device, 'use_sim_time': True,
         'tf_mode': options.tf_mode, 'global_frame_id': options.frames.map,
