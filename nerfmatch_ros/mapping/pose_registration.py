@@ -20,6 +20,7 @@ from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
 from nerfmatch_ros.mapping.field_loss import exposure_loss
 from nerfmatch_ros.mapping.frame_motions import FrameMotions, FrameTwists, LocalWarps
+from nerfmatch_ros.mapping.ray_lens import RayLens
 from nerfmatch_ros.mapping.registration_pixels import RegistrationPixels
 from nerfmatch_ros.mapping.training_clock import TrainingClock
 from nerfmatch_ros.mapping.training_pixels import PixelSize
@@ -54,7 +55,7 @@ class PoseRegistrationConfig:
     longest_side: int = 160  # photographs are reduced to this, pixels
     depth_range: tuple[float, float] | None = None  # metres that cameras see; None: guessed
     blur: float = 3.0  # of the photographs at first, pixels when reduced (standard deviation)
-    final_blur: float = 1.0
+    final_blur: float = 1.0  # of the same at the end
     first_detail: float = 0.3  # share of the encoding that is open at first
     ramp: tuple[float, float] = (0.3, 0.8)  # progress in which it opens and the blur ends
     still: float = 0.08  # progress before the poses begin to move
@@ -63,6 +64,7 @@ class PoseRegistrationConfig:
     field_final_rate: float = 0.1  # share of both at the end
     warp_rate: float = 3e-4  # of the warp network (l2g)
     twist_rate: float = 1e-3  # of the twists (barf), scene units and radians
+    lens_rate: float = 1e-3  # of what the calibration leaves of the lens, k1 and k2
     translation_share: float = 0.3  # scene units that poses move by where they turn a radian
     pose_final_rate: float = 0.1  # share of either at the end
     rigidity: float = 1e2  # weight of how far a frame's rays depart from one motion (l2g)
@@ -106,15 +108,15 @@ class FieldRegistration:
     given_from_registered: Similarity  # what was undone: how the whole had moved and scaled
     field: RadianceField
     frame: SceneFrame  # in which the field shows what `poses` see
-    numbers: dict  # steps, psnr (dB), moved_m and turned_deg (means), drift_scale
+    numbers: dict  # steps, psnr (dB), moved_m and turned_deg (means), drift_scale, lens: k1, k2
 
 
 class _Registration(nn.Module):
-    """Field and motions: what is learned together, and what a checkpoint holds."""
+    """Field, motions and lenses: what is learned together, and what a checkpoint holds."""
 
-    def __init__(self, field: RadianceField, motions: FrameMotions):
+    def __init__(self, field: RadianceField, motions: FrameMotions, lens: RayLens):
         super().__init__()
-        self.field, self.motions = field, motions
+        self.field, self.motions, self.lens = field, motions, lens
 
 
 def register_by_field(
@@ -140,17 +142,18 @@ def register_by_field(
                         'registered; give at least three images and a pose (4, 4) of each')
     torch.manual_seed(config.seed)
     frame = guess_frame(images, rough, config) if frame is None else frame
-    motions = _motions(len(images), config)
-    both = _Registration(config.field.make(len(images)), motions).to(device)
     pixels = RegistrationPixels(images, PixelSize(config.longest_side), device)
+    both = _Registration(config.field.make(len(images)), _motions(len(images), config),
+                         RayLens(pixels.cameras)).to(device)
     optimizer = _optimizer(both, config)
     clock = TrainingClock(steps=config.steps, minutes=minutes)
     load_checkpoint(checkpoint, both, optimizer, clock)
     psnr = _learn(both, optimizer, clock, pixels, torch.from_numpy(rough).float().to(device),
                   frame, config, checkpoint, report)
-    registered = registered_poses(motions, pixels, rough, frame)
+    registered = registered_poses(both, pixels, rough, frame)
     return _put_back(registered, rough, both.field, frame,
-                     {'method': config.method, 'steps': clock.step, 'psnr': psnr})
+                     {'method': config.method, 'steps': clock.step, 'psnr': psnr,
+                      'lens': both.lens.terms.tolist()})
 
 
 def _motions(frames: int, config: PoseRegistrationConfig) -> FrameMotions:
@@ -182,9 +185,10 @@ def _optimizer(both: _Registration, config: PoseRegistrationConfig) -> torch.opt
     tables = [value for name, value in field if name.endswith('table')]
     others = [value for name, value in field if not name.endswith('table')]
     rate = config.warp_rate if config.method == 'l2g' else config.twist_rate
+    slow = {'betas': (0.9, 0.999), 'eps': 1e-8}
     groups = [
-        {'params': list(both.motions.parameters()), 'lr': rate, 'betas': (0.9, 0.999),
-         'eps': 1e-8},
+        {'params': list(both.motions.parameters()), 'lr': rate, **slow},
+        {'params': list(both.lens.parameters()), 'lr': config.lens_rate, **slow},
         {'params': others, 'lr': config.network_rate},
         {'params': tables, 'lr': config.table_rate}]
     groups = [group for group in groups if group['params']]
@@ -194,10 +198,10 @@ def _optimizer(both: _Registration, config: PoseRegistrationConfig) -> torch.opt
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, config, clock: TrainingClock) -> None:
-    """Set the learning rates of this step; the first group is that of the poses."""
+    """Set the learning rates of this step; the first groups are those of poses and lenses."""
     progress = clock.progress
     for k, group in enumerate(optimizer.param_groups):
-        if k == 0:
+        if k < 2:
             share = min(1.0, max(0.0, (progress - config.still) / POSE_WARMUP))
             share *= config.pose_final_rate ** progress
         else:
@@ -253,11 +257,11 @@ def _step_loss(
     field.detail, blur = detail_at(clock.progress, config)
     frames = min(config.frames, len(pixels))
     drawn = pixels.draw(frames, max(config.rays // frames, 4), generator, blur=blur)
-    motion, departure, twists = both.motions.ray_motions(
-        drawn.frames, drawn.plane, drawn.directions)
+    directions = both.lens(drawn.frames, drawn.directions)
+    motion, departure, twists = both.motions.ray_motions(drawn.frames, drawn.plane, directions)
     poses = _moved(rough[drawn.frames][:, None], motion, frame).flatten(0, 1)
     index = drawn.frames.repeat_interleave(drawn.plane.shape[1]) if config.exposure else None
-    rays = frame.rays(poses, drawn.directions.flatten(0, 1), pixels.pixel_angle, index)
+    rays = frame.rays(poses, directions.flatten(0, 1), pixels.pixel_angle, index)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.bfloat16):
         rendered = render_rays(field, rays, generator=generator)
     if isinstance(field, GridField) and clock.step % 2 == 0:
@@ -265,7 +269,7 @@ def _step_loss(
     colour = drawn.colour.flatten(0, 1)
     photometric = mse_loss(rendered.colour, colour)
     loss = photometric + config.rigidity * departure \
-        + config.prior_weight * _prior_loss(twists, config, frame)
+        + config.prior_weight * (_prior_loss(twists, config, frame) + both.lens.prior_loss())
     if rendered.proposal_colour is not None:
         loss = loss + mse_loss(rendered.proposal_colour, colour)
     # No distortion loss: it is less where all is near, and nothing holds the scale of the whole.
@@ -292,10 +296,12 @@ def _moved(poses: Tensor, motions: Tensor, frame: SceneFrame) -> Tensor:
 
 @torch.no_grad()
 def registered_poses(
-    motions: FrameMotions, pixels: RegistrationPixels, rough: np.ndarray, frame: SceneFrame,
+    both: _Registration, pixels: RegistrationPixels, rough: np.ndarray, frame: SceneFrame,
 ) -> np.ndarray:
     """Give the poses (K, 4, 4) float64 that the motions make of the rough ones."""
-    found = motions.frame_motions(*pixels.grid(*FIT_GRID)).cpu().double()
+    plane, directions = pixels.grid(*FIT_GRID)
+    directions = both.lens(torch.arange(len(pixels), device=pixels.device), directions)
+    found = both.motions.frame_motions(plane, directions).cpu().double()
     return _moved(torch.from_numpy(rough), found, frame).numpy()
 
 

@@ -120,7 +120,9 @@ def _run(
                                 report=report)
     else:
         found = register_by_field(
-            images, poses, replace(config.field, method=step), device=device, minutes=minutes,
+            images, poses, replace(config.field, method=step,
+                                   prior=(config.translation, config.rotation)),
+            device=device, minutes=minutes,
             checkpoint=work / f'registration_{step}.checkpoint', report=report)
     return found.poses, {**found.numbers, **_moved(poses, found.poses)}
 

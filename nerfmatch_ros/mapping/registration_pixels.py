@@ -57,6 +57,8 @@ class RegistrationPixels:
         starts = dict(zip(distinct, self._starts_of([len(table) for table in tables]).tolist()))
         self._directions = torch.cat(tables).to(device)
         self._tables = torch.tensor([starts[camera] for camera in cameras], device=device)
+        self.cameras = torch.tensor(
+            [distinct.index(camera) for camera in cameras], device=device)  # (K,) which took each
         self._blur = None
 
     def __len__(self) -> int:
