@@ -156,7 +156,7 @@ def _write_folder(
 ) -> None:
     """Write transforms.json; without poses the camera alone."""
     seen = {frame.index: cameras.of_picture(
-        frame.received_ns, *image_size(place.folder / frame.name)) for frame in kept}
+        frame.index, *image_size(place.folder / frame.name)) for frame in kept}
     with place.guarded():
         if way is None:
             if len(set(seen.values())) > 1:
@@ -176,7 +176,7 @@ def _report(
     frames: list[Frame], factor: float,
 ) -> dict:
     """Give what is said of the whole bag."""
-    notes = [] if way is None else list(way.notes)
+    notes = [*(() if way is None else way.notes), *cameras.notes]
     notes += [f'{count} messages on {topic} are lost, the bag is damaged: {REPAIR}'
               for topic, count in scan.missing.items()]
     notes += [f'{count} transforms not taken: {what} (a tree of frames has finite numbers, '

@@ -92,7 +92,7 @@ class _Sharpest:
         try:
             picture = picture_of(decoded(data, message_type), compressed)
             height, width = picture.rgb.shape[:2]
-            self._cameras.of_picture(frame.received_ns, width, height)
+            self._cameras.of_picture(frame.index, width, height)
         except FrameRejected as error:
             frame.outcome, frame.detail = error.kind, str(error)
             return

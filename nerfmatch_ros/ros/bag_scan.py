@@ -12,6 +12,7 @@ from nerfmatch_ros.ros import bag_messages as messages
 from nerfmatch_ros.ros import bag_topics as topics
 from nerfmatch_ros.ros.bag import BagReader, decoded
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
+from nerfmatch_ros.ros.camera_info_log import CameraInfoLog
 from nerfmatch_ros.ros.transform_buffer import check_link
 from nerfmatch_ros.ros.transform_log import TransformLink, TransformLog
 
@@ -49,7 +50,7 @@ class BagScan:
     image_topic: str
     compressed: bool
     images: list[ScannedImage]  # in the order of the bag
-    infos: dict[str, list[tuple[int, Any]]]  # by topic: received in ns, CameraInfo, if it differs
+    infos: dict[str, CameraInfoLog]  # by topic
     transforms: TransformLog
     transform_topics: tuple[str, ...]
     poses: PoseTopic | None
@@ -62,7 +63,6 @@ def scan_bag(
 ) -> BagScan:
     """Read a bag; report: takes the share that is read and numbers to show."""
     images, infos, log = [], {}, TransformLog()
-    last_infos: dict[str, bytes] = {}
     with BagReader(path) as bag:
         image_topic = topics.image_topic(bag, options.image_topic)
         pose_name = options.pose_topic and topics.pose_topic(bag, options.pose_topic)
@@ -81,7 +81,7 @@ def scan_bag(
             elif name == pose_name:
                 _add_pose(poses, data)
             else:
-                _add_info(infos, last_infos, name, received, data)
+                _add_info(infos, name, received, data)
             if number % 100 == 0:
                 report(number / total, {'images': len(images)})
         report(1.0, {'images': len(images)})
@@ -109,17 +109,14 @@ def _add_transforms(log: TransformLog, topic: str, data: bytes, static: bool) ->
 
 
 def _add_info(
-    infos: dict[str, list], last: dict[str, bytes], topic: str, received: int, data: bytes,
+    infos: dict[str, CameraInfoLog], topic: str, received: int, data: bytes,
 ) -> None:
-    """Keep a camera_info if it is not the same as the one before."""
+    log = infos.get(topic, CameraInfoLog())
     try:
-        _, _, end = messages.read_serialized_header(data)
-        content = bytes(data[end:])
-        if last.get(topic) != content:
-            infos.setdefault(topic, []).append((received, decoded(data, messages.CAMERA_INFO)))
-            last[topic] = content
+        log.add(received, data)
     except DataError:
         return  # another one will do; if there is none, that is said
+    infos[topic] = log
 
 
 def _add_pose(poses: PoseTopic, data: bytes) -> None:
