@@ -7,6 +7,7 @@ from nerfmatch_ros.data.tum import parse_pose
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
 from nerfmatch_ros.ros.bag_scan import BagScan, BASE, PoseTopic
+from nerfmatch_ros.ros.link_check import check_links
 from nerfmatch_ros.ros.transform_buffer import FRAMES_NAMED, TransformError
 import numpy as np
 
@@ -95,6 +96,8 @@ def _of_transforms(
     notes = [f"'{link.child}' hangs below {', '.join(parents)}: two publishers disagree; "
              f"'{link.parent}' was followed" for link in path
              if len(parents := scan.transforms.parents(link.child)) > 1]
+    notes += check_links(path, f'take poses from elsewhere: another --odom-frame, or --pose-topic '
+                               f'({scan.pose_topics})')
     return CameraPoses(
         poses, reasons, frame, f'{", ".join(scan.transform_topics)}: {" -> ".join(chain[::-1])}',
         quality_of(frame), is_upright(frame), notes)
@@ -110,6 +113,7 @@ def _of_topic(
     gap = round(1e9 * options.max_gap)
     body = options.base_frame.lstrip('/') or topic.body or BASE
     poses, reasons = topic.link.at(stamps, gap)
+    path = []
     if options.extrinsic:
         poses = poses @ parse_pose(options.extrinsic)
     elif body != camera_frame:
@@ -119,8 +123,12 @@ def _of_topic(
             raise DataError(_no_extrinsic(scan, topic, body, camera_frame, error)) from error
         poses = poses @ offsets
         reasons = [first or second for first, second in zip(reasons, gaps)]
+        path = scan.transforms.path(body, camera_frame)
     notes = [f'{count} messages on {topic.name} not taken: {reason}'
              for reason, count in topic.refused.items()]
+    notes += check_links([topic.link], 'take poses from elsewhere: --odom-frame, or another '
+                                       f'--pose-topic ({scan.pose_topics})', topic.name)
+    notes += check_links(path, _REST)
     kind = topic.type.rsplit('/', 1)[-1]
     return CameraPoses(
         poses, reasons, topic.frame, f"{topic.name} ({kind}), pose of '{body}'",

@@ -77,7 +77,7 @@ def scan_bag(
             if name == image_topic:
                 images.append(_scan_image(received, data))
             elif name in transforms:
-                _add_transforms(log, name, data, transforms[name])
+                _add_transforms(log, name, received, data, transforms[name])
             elif name == pose_name:
                 _add_pose(poses, data)
             else:
@@ -99,13 +99,15 @@ def _scan_image(received: int, data: bytes) -> ScannedImage:
     return ScannedImage(received, stamp, frame.lstrip('/'), zlib.crc32(memoryview(data)[end:]))
 
 
-def _add_transforms(log: TransformLog, topic: str, data: bytes, static: bool) -> None:
+def _add_transforms(
+    log: TransformLog, topic: str, received: int, data: bytes, static: bool,
+) -> None:
     try:
         message = decoded(data, messages.TRANSFORMS)
     except DataError:
         log.refused[f'messages on {topic} that cannot be decoded'] += 1
         return
-    log.add(message, static)
+    log.add(message, static, received)
 
 
 def _add_info(
