@@ -66,9 +66,9 @@ def poses_from_motion(
     work: folder for what is finished, begun anew if the photographs are others. calibrated: the
     cameras of the images are right; False: only their sizes are, and COLMAP calibrates one camera
     for each size. rough: (K, 4, 4) map_from_camera, such as odometry, gives frame and scale; NaN
-    where it is not known;
-    distance: gives the scale, and the frame is level. Without either, the scale is a guess, which
-    `numbers` says. Only the largest group of photographs that hang together is kept.
+    where it is not known. distance: gives the scale, and the frame is level. Without either, the
+    scale is a guess, which `numbers` says. Only the largest group of photographs that hang
+    together is kept.
     """
     pycolmap = _pycolmap()
     if len(images) < FEWEST:
