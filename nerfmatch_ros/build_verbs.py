@@ -130,7 +130,8 @@ def build(
     rough = poses == 'rough' or registration is not None
     if rough and update is None:
         build_config = _registered_by(
-            build_config, registration, from_bag=extracted is not None and poses != 'none')
+            build_config, registration,
+            None if extracted is None or poses == 'none' else extracted.report)
     # The build removes its own folder in the end, and the frames with it.
     reports, origin = {}, {'from': 'the data set', 'up': 'not known'}
     if extracted is not None:
@@ -154,14 +155,30 @@ def build(
                    beside=reports)
 
 
-def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) -> BuildConfig:
-    """Give the configuration with these steps; rough poses of a bag are those of odometry."""
-    from nerfmatch_ros.mapping.register_poses import checked_steps, ODOMETRY
-    options = config.registration
+def _registered_by(config: BuildConfig, steps: str | None, bag: dict | None) -> BuildConfig:
+    """Give the configuration with these steps; rough poses of a bag are those of odometry.
+
+    bag: the report of the extraction, if the poses come from it: what it says of their errors
+    counts where the configuration says nothing.
+    """
+    from nerfmatch_ros.mapping.register_poses import (
+        checked_steps,
+        ODOMETRY,
+        RegistrationConfig,
+    )
+    options, usual = config.registration, RegistrationConfig()
     if steps is not None:
         options = replace(options, steps=checked_steps(steps.split('+')))
-    if from_bag and options.odometry is None:
-        options = replace(options, odometry=ODOMETRY)
+    if bag is not None and options.odometry is None:
+        stated = bag.get('pose_std')
+        if stated is None:
+            share = bag.get('odometry_share', {'value': ODOMETRY})['value']
+            options = replace(options, odometry=share)
+        else:
+            options = replace(options, **{
+                name: value for name, value in (('translation', stated['metres']),
+                                                ('rotation', stated['degrees']))
+                if value is not None and getattr(options, name) == getattr(usual, name)})
     return replace(config, registration=options)
 
 

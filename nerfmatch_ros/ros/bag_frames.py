@@ -210,6 +210,8 @@ def _report(
     if factor is not None:
         report |= {'keyframe_metres': factor * options.keyframe_metres,
                    'keyframe_degrees': factor * options.keyframe_degrees}
+    if way.stated is not None:
+        report |= way.stated.report()
     up = ('up is +z: the frame is one of REP 105' if way.z_up else
           f"'{way.frame}' is no frame of REP 105; whether its z axis is up is not known")
     return {**report, 'poses': way.quality, 'poses_from': way.source, 'frame': way.frame,

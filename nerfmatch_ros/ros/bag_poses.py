@@ -8,6 +8,7 @@ from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
 from nerfmatch_ros.ros.bag_scan import BagScan, BASE, PoseTopic
 from nerfmatch_ros.ros.link_check import check_links
+from nerfmatch_ros.ros.pose_covariance import stated_certainty, StatedCertainty
 from nerfmatch_ros.ros.transform_buffer import FRAMES_NAMED, TransformError
 import numpy as np
 
@@ -30,6 +31,7 @@ class CameraPoses:
     quality: Literal['exact', 'rough']  # by its source: a frame that is fixed, or odometry
     z_up: bool  # by what the frame is called
     notes: list[str] = field(default_factory=list)
+    stated: StatedCertainty | None = None  # by the robot itself, of a topic with covariances
 
 
 def camera_poses(
@@ -132,7 +134,16 @@ def _of_topic(
     kind = topic.type.rsplit('/', 1)[-1]
     return CameraPoses(
         poses, reasons, topic.frame, f"{topic.name} ({kind}), pose of '{body}'",
-        quality_of(topic.frame), is_upright(topic.frame), notes)
+        quality_of(topic.frame), is_upright(topic.frame), notes, _stated(topic))
+
+
+def _stated(topic: PoseTopic) -> StatedCertainty | None:
+    """Give what the covariances of a topic say, if its type has them."""
+    if not topic.variances:
+        return None
+    stamps, numbers = topic.link.samples()
+    return stated_certainty(stamps, numbers[:, :3], np.array(topic.variances).reshape(-1, 6),
+                            fixed=quality_of(topic.frame) == 'exact', topic=topic.name)
 
 
 def _no_chain(scan: BagScan, frame: str, camera_frame: str, error: TransformError) -> str:

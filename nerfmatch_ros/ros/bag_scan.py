@@ -1,5 +1,6 @@
 """A bag read once from end to end, without decoding a picture: what is there, and when."""
 
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class PoseTopic:
     frame: str = ''  # that they are in: of the first message
     body: str = ''  # whose pose it is: child_frame_id, '' where the type has none
     link: TransformLink | None = None
+    # Diagonals of the covariances, six numbers a pose; empty where the type has none.
+    variances: array = field(default_factory=lambda: array('d'))
     refused: Counter = field(default_factory=Counter)  # messages that were not taken, by reason
 
 
@@ -145,6 +148,9 @@ def _add_pose(poses: PoseTopic, data: bytes) -> None:
         poses.refused['no pose: not finite, or a quaternion that is not of length 1'] += 1
         return
     poses.link.add(messages.read_stamp(message.header), numbers)
+    covariance = getattr(getattr(message, 'pose', None), 'covariance', None)
+    if covariance is not None:
+        poses.variances.extend(covariance[::7])
 
 
 def _position_and_rotation(message: Any) -> tuple[Any, Any]:
