@@ -20,8 +20,8 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.ros.bag import REPAIR
 from nerfmatch_ros.ros.bag_camera import BagCamera
+from nerfmatch_ros.ros.bag_faults import REPAIR
 from nerfmatch_ros.ros.bag_keyframes import candidates, Report, take_pictures
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
 from nerfmatch_ros.ros.bag_poses import camera_poses, CameraPoses
