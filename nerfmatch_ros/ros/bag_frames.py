@@ -41,6 +41,7 @@ from nerfmatch_ros.ros.extracted_pictures import CAMERA_FILE
 from nerfmatch_ros.ros.frame_folder import FrameFolder
 import numpy as np
 
+DIM = 1 << 15  # samples of 16 bits that stay below it waste half of the grey levels or more
 WORTH_A_WORD = 0.2  # share of the images; if more have no pose or are dropped, that is said
 
 log = logging.getLogger(__name__)
@@ -129,16 +130,18 @@ def extract_frames(
     else:
         starts, factor = even_segments(len(usable), options.max_images), None
     segments = candidates(usable, starts)
-    take_pictures(place, scan, frames, segments, cameras, journal, bar('keyframes'))
+    largest = take_pictures(place, scan, frames, segments, cameras, journal, bar('keyframes'))
     kept = [frame for frame in frames if frame.outcome == KEPT]
     if way is not None and kept and all(frame.pose is None for frame in kept):
         way, missing = None, 'no keyframe has a pose'
     report = _report(scan, options, way, cameras, frames, factor)
     report['notes'] += [missing] if missing else []
+    dim = _dim(largest)
+    report['notes'] += [dim] if dim else []
     with place.guarded():
         write_reports(folder, frames, report, _title(scan, way, len(frames)))
     if not kept:
-        raise DataError(nothing_usable(scan, frames))
+        raise DataError(nothing_usable(scan, frames) + (f'; {dim}' if dim else ''))
     _write_folder(place, kept, cameras, way)
     place.finish()
     for note in report['notes']:
@@ -218,6 +221,15 @@ def _report(
             'z_up': way.z_up, 'gravity': up, 'without_pose': len(kept) - len(centres),
             'keyframe_way_m': float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum()),
             'seconds': (kept[-1].stamp_ns - kept[0].stamp_ns) / 1e9 if kept else 0.0}
+
+
+def _dim(largest: int) -> str:
+    """Say that the largest sample of images of 16 bits is a small one; '' if it is not."""
+    if not 0 < largest < DIM:
+        return ''
+    return (f'the images have 16 bits a sample, and the largest value is {largest}: pictures have '
+            f'the upper 8 bits, so no more than {largest // 256 + 1} of 256 grey levels. Let the '
+            'driver use all bits, or send 8')
 
 
 def _title(scan: BagScan, way: CameraPoses | None, count: int) -> str:
