@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 import shutil
 import struct
-import sys
 import tempfile
 from typing import Any
 
@@ -28,11 +27,6 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin, Writer, WriterError
 from rosbags.serde import SerdeError
 from rosbags.typesys import get_typestore, Stores
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd  # rosbags brings it
 
 METADATA_VERSION = 8
 TYPES = get_typestore(Stores.ROS2_KILTED)
@@ -163,9 +157,9 @@ class BagReader:
         try:
             for connection, time_ns, data in self._reader.messages(connections):
                 read += 1
-                # Without the metadata of a bag nothing says that its messages are compressed.
+                # Without the metadata of a bag nothing else says that messages are compressed.
                 if data[:4] == ZSTD_MAGIC:
-                    data = zstd.decompress(data)
+                    data = _decompressed(data)
                 yield connection.topic, time_ns, data
         except Exception as error:  # noqa: BLE001 - sqlite, lz4 and zstd have errors of their own
             whole = sum(connection.msgcount for connection in connections)
@@ -189,6 +183,12 @@ def decoded(data: bytes, message_type: str) -> Any:
         return TYPES.deserialize_cdr(data, message_type)
     except (SerdeError, *_UNREADABLE) as error:
         raise DataError(f'a message of {len(data)} bytes is no {message_type}: {error}') from error
+
+
+def _decompressed(data: bytes) -> bytes:
+    """Undo the compression of a message with what the library does it with."""
+    from rosbags.rosbag2.reader import zstd  # late: no other bags need it
+    return zstd.decompress(data)
 
 
 def _storage(path: Path) -> Path:
