@@ -8,6 +8,7 @@ from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping import pose_registration as module
+from nerfmatch_ros.mapping.pose_prior import PosePrior
 from nerfmatch_ros.mapping.pose_registration import PoseRegistrationConfig, register_by_field
 from nerfmatch_ros.radiance_field.grid_field import GridField
 import numpy as np
@@ -68,6 +69,25 @@ def test_an_interrupted_registration_ends_like_a_whole_one(
     assert abs(whole.poses - rough).max() > 1e-3
 
 
+@pytest.mark.parametrize(('rigid_from', 'settled'), [(0.5, True), (1.0, False)])
+def test_warps_become_rigid_when_asked_to(rigid_from, settled, images, rough, tmp_path):
+    config = replace(SMALL, steps=4, rigid_from=rigid_from)
+    register_by_field(images, rough, config, checkpoint=tmp_path / 'a')
+    state = torch.load(tmp_path / 'a', weights_only=True)
+    assert state['model']['motions.settled'].item() is settled
+
+
+def test_poses_of_odometry_bend_along_the_way(images, rough, tmp_path):
+    """The same photographs, told that the poses are exact relative to one another, or nothing."""
+    prior = PosePrior(rough, 0.05, 0.05, odometry=1e-6, sequence=np.arange(len(rough)))
+    config = replace(SMALL, method='barf', still=0.0)
+    held = register_by_field(images, rough, config, checkpoint=tmp_path / 'a', prior=prior)
+    free = register_by_field(images, rough, config, checkpoint=tmp_path / 'b')
+    moved = [pose_distance(torch.from_numpy(found.poses), torch.from_numpy(rough))[1].mean()
+             for found in (held, free)]
+    assert moved[0] < 0.2 * moved[1]
+
+
 def test_a_mip_field_registers_too(images, rough, tmp_path):
     config = replace(SMALL, field=TINY_MIP.field, steps=5, still=0.0)
     found = register_by_field(images, rough, config, checkpoint=tmp_path / 'a')
@@ -92,7 +112,7 @@ def test_poses_and_field_are_put_back_to_where_the_rough_poses_were(generator):
 
 @pytest.mark.parametrize('wrong', [
     {'method': 'icp'}, {'rays': 0}, {'ramp': (0.5, 0.5)}, {'first_detail': 2.0},
-    {'depth_range': (3.0, 1.0)}])
+    {'depth_range': (3.0, 1.0)}, {'rigid_from': 1.5}])
 def test_what_registers_nothing_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong.values())) if 'method' in wrong
                        else next(iter(wrong))):
