@@ -128,3 +128,23 @@ def test_a_pose_for_each_of_three_images_is_needed(images, rough, tmp_path):
 def test_poses_that_diverged_are_said_to_have(rough):
     with pytest.raises(DataError, match='diverged'):
         module._put_back(np.full_like(rough, np.nan), rough, None, FRAME, {})
+
+
+@pytest.mark.parametrize('method', module.METHODS)
+def test_lost_frames_are_put_where_others_show_them(method, images, rough, tmp_path, monkeypatch):
+    asked = []
+
+    def places(given, moved, errors, scale, share, weight, shown):
+        every = torch.arange(len(moved))
+        own = shown(every, moved)
+        assert own.shape == (5,) and (own > 0).all() and share == 0.4
+        asked.append(given)
+        return every[2:3], torch.full((1, 6), 3.0)
+
+    monkeypatch.setattr(module, 'places_of_lost', places)
+    config = replace(SMALL, method=method, lost=0.4, rigid_from=0.96, still=0.0, twist_rate=1e-9,
+                     warp_rate=1e-9, prior_weight=0.0)
+    found = register_by_field(images, rough, config, checkpoint=tmp_path / 'a')
+    assert len(asked) == 1
+    moved = pose_distance(torch.from_numpy(found.poses), torch.from_numpy(rough))[1]
+    assert moved.argmax() == 2 and moved[2] > 0.2

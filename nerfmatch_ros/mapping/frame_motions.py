@@ -82,6 +82,11 @@ class FrameTwists(FrameMotions):
         return se3_exp(self.errors.twists(self.numbers))
 
     @torch.no_grad()
+    def place(self, frames: Tensor, numbers: Tensor) -> None:
+        """Put frames (L,) where numbers (L, 6) say."""
+        self.moves[frames] = circling(numbers, self.errors, -1.0)
+
+    @torch.no_grad()
     def begin_at(self, motions: Tensor, noise: Tensor) -> None:
         """Begin near motions (K, 4, 4), which are off by `noise` (2,), scene units and radians."""
         twists = se3_log(motions.double()).to(self.moves)
@@ -185,7 +190,7 @@ class WarpsThenTwists(FrameMotions):
             self.settled.fill_(True)
 
 
-def _fit(motion: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fit(motion: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fit one rigid motion (B, 4, 4) to those of a frame's rays (B, P, 4, 4).
 
     Also gives the points (B, 2 P, 3) it is fitted to, before and after: the camera's centre and

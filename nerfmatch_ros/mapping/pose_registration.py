@@ -32,7 +32,13 @@ from nerfmatch_ros.mapping.frame_motions import (
     LocalWarps,
     WarpsThenTwists,
 )
-from nerfmatch_ros.mapping.motion_errors import CommonTurn, errors_of, MotionErrors
+from nerfmatch_ros.mapping.lost_frames import places_of_lost
+from nerfmatch_ros.mapping.motion_errors import (
+    CommonTurn,
+    errors_of,
+    MotionErrors,
+    SeparateErrors,
+)
 from nerfmatch_ros.mapping.pose_prior import PosePrior
 from nerfmatch_ros.mapping.ray_lens import RayLens
 from nerfmatch_ros.mapping.registration_pixels import RegistrationPixels
@@ -55,6 +61,8 @@ BLUR_STAGES = 8  # in which the photographs become sharp
 FIELD_WARMUP = 50  # steps in which the field's learning rates rise
 POSE_WARMUP = 0.02  # progress in which those of the poses do
 FIT_PIXELS = 2.0  # that the fits of warps are off by when frames become rigid, at a depth of 1
+RETRY_PIXELS = 64  # of a photograph, by which it is looked for where others are
+RETRY_AT_ONCE = 64  # places rendered at once
 MOST_BLUR = 6.0  # pixels; more of it leaves nothing to see in a photograph of 160
 ROUGH = (0.05, math.radians(3))  # metres, radians; deviations where nothing else is known
 # Without known depths: scene units, of which one is three times the spread of the cameras.
@@ -88,6 +96,7 @@ class PoseRegistrationConfig:
     # Progress from which frames move as a whole (l2g), beginning at the fits of their warps: these
     # find the way, and then what is free to bend is less exact. 1: never, as published.
     rigid_from: float = 0.3
+    lost: float = 0.2  # share of the frames, those shown worst, that are then tried elsewhere
     rigidity: float = 1e2  # weight of how far a frame's rays depart from one motion (l2g)
     # Of squared motions in deviations of the rough poses' errors: the squared error of a colour
     # over how many of a photograph's pixels tell of its pose independently of one another.
@@ -145,6 +154,7 @@ class _Registration(nn.Module):
         super().__init__()
         self.field, self.motions, self.lens = field, motions, lens
         self.common_turn = common_turn
+        self.register_buffer('retried', torch.tensor(False))
 
 
 def register_by_field(
@@ -273,6 +283,8 @@ def _learn(
         if config.method == 'l2g' and clock.progress >= config.rigid_from:
             noise = torch.full((2,), FIT_PIXELS * pixels.pixel_angle, device=pixels.device)
             both.motions.settle(*_fit_grid(both, pixels), noise)
+        if clock.progress >= config.rigid_from and not both.retried:
+            _retry_lost(both, clock, pixels, rough, frame, config)
         generator.manual_seed(config.seed * 1_000_003 + clock.step)
         loss, error = _step_loss(both, clock, pixels, rough, frame, config, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -290,6 +302,40 @@ def _learn(
     field.detail = 1.0
     field.eval().requires_grad_(False)
     return math.nan if smoothed is None else _decibels(smoothed)
+
+
+@torch.no_grad()
+def _retry_lost(
+    both: _Registration, clock: TrainingClock, pixels: RegistrationPixels, rough: Tensor,
+    frame: SceneFrame, config: PoseRegistrationConfig,
+) -> None:
+    """Put frames that were lost where others show that they belong."""
+    both.retried.fill_(True)
+    twists = both.motions.twists if config.method == 'l2g' else both.motions
+    if not isinstance(both.motions.errors, SeparateErrors):
+        return  # poses of odometry are never lost one by one
+    generator = torch.Generator(device=pixels.device).manual_seed(config.seed)
+    both.field.detail, blur = detail_at(clock.progress, config)
+    drawn = pixels.draw(len(pixels), RETRY_PIXELS, generator, blur=blur)
+    directions = both.lens(drawn.frames, drawn.directions)
+
+    def shown(frames: Tensor, poses: Tensor) -> Tensor:
+        found = []
+        for some, at in zip(frames.split(RETRY_AT_ONCE), poses.split(RETRY_AT_ONCE)):
+            at = at[:, None].expand(-1, RETRY_PIXELS, 4, 4).flatten(0, 1)
+            index = some.repeat_interleave(RETRY_PIXELS) if config.exposure else None
+            rays = frame.rays(at, directions[some].flatten(0, 1), pixels.pixel_angle, index)
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.bfloat16):
+                colour = render_rays(both.field, rays, generator=generator).colour
+            apart = colour.view(len(some), -1, 3) - drawn.colour[some]
+            found.append(apart.square().mean((1, 2)))
+        return torch.cat(found)
+
+    scale = frame.scene_from_map.scale
+    moved = _moved(rough, both.motions.frame_motions(*_fit_grid(both, pixels)), frame)
+    lost, numbers = places_of_lost(rough, moved, both.motions.errors, scale, config.lost,
+                                   config.prior_weight, shown)
+    twists.place(lost, numbers)
 
 
 def _step_loss(
