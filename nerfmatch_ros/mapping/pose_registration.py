@@ -84,23 +84,26 @@ class PoseRegistrationConfig:
     blur: float | None = None
     final_blur: float = 1.0  # of the same at the end
     first_detail: float = 0.3  # share of the encoding that is open at first
-    ramp: tuple[float, float] = (0.3, 0.8)  # progress in which it opens and the blur ends
+    ramp: tuple[float, float] = (0.3, 1.0)  # progress in which it opens and the blur ends
     still: float = 0.04  # progress before the poses begin to move
     table_rate: float = 1e-2  # learning rate of hash tables
     network_rate: float = 3e-3  # of the field's networks
     field_final_rate: float = 0.1  # share of both at the end
-    warp_rate: float = 3e-4  # of the warp network (l2g)
+    warp_rate: float = 1e-3  # of the warp network (l2g)
     twist_rate: float = 0.04  # of the twists, deviations of rough poses
     lens_rate: float = 1e-3  # of what the calibration leaves of the lens, k1 and k2
     pose_final_rate: float = 0.05  # share of either at the end
     # Progress from which frames move as a whole (l2g), beginning at the fits of their warps: these
     # find the way, and then what is free to bend is less exact. 1: never, as published.
-    rigid_from: float = 0.3
+    rigid_from: float = 0.2
     lost: float = 0.2  # share of the frames, those shown worst, that are then tried elsewhere
     rigidity: float = 1e2  # weight of how far a frame's rays depart from one motion (l2g)
     # Of squared motions in deviations of the rough poses' errors: the squared error of a colour
-    # over how many of a photograph's pixels tell of its pose independently of one another.
-    prior_weight: float = 1e-4
+    # over how many of a photograph's pixels tell of its pose independently of one another. Where
+    # errors are alike all along a way (odometry), so are those of the field in what it shows.
+    prior_weight: float = 1e-5
+    odometry_weight: float = 1e-3  # the same, of motions of odometry
+    lens_weight: float = 1e-4  # of the squared terms of lenses in their deviations
     # Of the squared turn that all cameras have in common, in the same deviations: what photographs
     # seem to say of it is mostly the field's error, and that of rough poses averages out.
     common_weight: float = 0.02
@@ -359,10 +362,12 @@ def _step_loss(
         field.update_guide(*field.guide_entries(rays, rendered.edges, rendered.density), 0.05)
     colour = drawn.colour.flatten(0, 1)
     photometric = mse_loss(rendered.colour, colour)
+    weight = config.prior_weight if isinstance(both.motions.errors, SeparateErrors) \
+        else config.odometry_weight
     turn = both.common_turn(drawn.frames, twists) / both.motions.errors.deviations[1]
     loss = photometric + config.rigidity * departure \
         + config.common_weight * turn.square().sum() \
-        + config.prior_weight * (numbers.square().sum(-1).mean() + both.lens.prior_loss())
+        + weight * numbers.square().sum(-1).mean() + config.lens_weight * both.lens.prior_loss()
     if rendered.proposal_colour is not None:
         loss = loss + mse_loss(rendered.proposal_colour, colour)
     # No distortion loss: it is less where all is near, and nothing holds the scale of the whole.
