@@ -61,8 +61,10 @@ BLUR_STAGES = 8  # in which the photographs become sharp
 FIELD_WARMUP = 50  # steps in which the field's learning rates rise
 POSE_WARMUP = 0.02  # progress in which those of the poses do
 FIT_PIXELS = 2.0  # that the fits of warps are off by when frames become rigid, at a depth of 1
+RETRY_AFTER = (0.0, 0.1, 0.2)  # progress since frames became rigid
 RETRY_PIXELS = 64  # of a photograph, by which it is looked for where others are
 RETRY_AT_ONCE = 64  # places rendered at once
+COMMON_TURN = math.radians(2)  # that fields are wrong by in what all cameras do
 MOST_BLUR = 6.0  # pixels; more of it leaves nothing to see in a photograph of 160
 ROUGH = (0.05, math.radians(3))  # metres, radians; deviations where nothing else is known
 # Without known depths: scene units, of which one is three times the spread of the cameras.
@@ -104,7 +106,7 @@ class PoseRegistrationConfig:
     prior_weight: float = 1e-5
     odometry_weight: float = 1e-3  # the same, of motions of odometry
     lens_weight: float = 1e-4  # of the squared terms of lenses in their deviations
-    # Of the squared turn that all cameras have in common, in the same deviations: what photographs
+    # Of the squared turn that all cameras have in common, in units of COMMON_TURN: what pictures
     # seem to say of it is mostly the field's error, and that of rough poses averages out.
     common_weight: float = 0.02
     opacity_weight: float = 1e-3
@@ -157,7 +159,7 @@ class _Registration(nn.Module):
         super().__init__()
         self.field, self.motions, self.lens = field, motions, lens
         self.common_turn = common_turn
-        self.register_buffer('retried', torch.tensor(False))
+        self.register_buffer('retries', torch.tensor(0))
 
 
 def register_by_field(
@@ -286,7 +288,8 @@ def _learn(
         if config.method == 'l2g' and clock.progress >= config.rigid_from:
             noise = torch.full((2,), FIT_PIXELS * pixels.pixel_angle, device=pixels.device)
             both.motions.settle(*_fit_grid(both, pixels), noise)
-        if clock.progress >= config.rigid_from and not both.retried:
+        if both.retries < len(RETRY_AFTER) \
+                and clock.progress >= config.rigid_from + RETRY_AFTER[both.retries]:
             _retry_lost(both, clock, pixels, rough, frame, config)
         generator.manual_seed(config.seed * 1_000_003 + clock.step)
         loss, error = _step_loss(both, clock, pixels, rough, frame, config, generator)
@@ -313,7 +316,7 @@ def _retry_lost(
     frame: SceneFrame, config: PoseRegistrationConfig,
 ) -> None:
     """Put frames that were lost where others show that they belong."""
-    both.retried.fill_(True)
+    both.retries += 1
     twists = both.motions.twists if config.method == 'l2g' else both.motions
     if not isinstance(both.motions.errors, SeparateErrors):
         return  # poses of odometry are never lost one by one
@@ -364,7 +367,7 @@ def _step_loss(
     photometric = mse_loss(rendered.colour, colour)
     weight = config.prior_weight if isinstance(both.motions.errors, SeparateErrors) \
         else config.odometry_weight
-    turn = both.common_turn(drawn.frames, twists) / both.motions.errors.deviations[1]
+    turn = both.common_turn(drawn.frames, twists) / COMMON_TURN
     loss = photometric + config.rigidity * departure \
         + config.common_weight * turn.square().sum() \
         + weight * numbers.square().sum(-1).mean() + config.lens_weight * both.lens.prior_loss()
