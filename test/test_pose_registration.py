@@ -9,7 +9,12 @@ from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping import pose_registration as module
 from nerfmatch_ros.mapping.pose_prior import PosePrior
-from nerfmatch_ros.mapping.pose_registration import PoseRegistrationConfig, register_by_field
+from nerfmatch_ros.mapping.pose_registration import register_by_field
+from nerfmatch_ros.mapping.pose_registration_config import (
+    detail_at,
+    METHODS,
+    PoseRegistrationConfig,
+)
 from nerfmatch_ros.radiance_field.grid_field import GridField
 import numpy as np
 import pytest
@@ -40,18 +45,18 @@ def mean_errors(poses, true):
 
 def test_detail_opens_while_the_photographs_become_sharp():
     config = PoseRegistrationConfig(blur=4.0, final_blur=0.0, first_detail=0.2, ramp=(0.25, 0.75))
-    assert module.detail_at(0.0, config) == (0.2, 4.0)
-    assert module.detail_at(0.25, config) == (0.2, 4.0)
-    assert module.detail_at(0.5, config) == pytest.approx((0.6, 2.0))
-    assert module.detail_at(0.75, config) == pytest.approx((1.0, 0.0))
-    assert module.detail_at(1.0, config) == pytest.approx((1.0, 0.0))
+    assert detail_at(0.0, config) == (0.2, 4.0)
+    assert detail_at(0.25, config) == (0.2, 4.0)
+    assert detail_at(0.5, config) == pytest.approx((0.6, 2.0))
+    assert detail_at(0.75, config) == pytest.approx((1.0, 0.0))
+    assert detail_at(1.0, config) == pytest.approx((1.0, 0.0))
 
 
 class Killed(BaseException):
     """Ends a registration as a kill would."""
 
 
-@pytest.mark.parametrize('method', module.METHODS)
+@pytest.mark.parametrize('method', METHODS)
 def test_an_interrupted_registration_ends_like_a_whole_one(
         method, images, rough, tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'CHECKPOINT_STEPS', 10)
@@ -130,7 +135,7 @@ def test_poses_that_diverged_are_said_to_have(rough):
         module._put_back(np.full_like(rough, np.nan), rough, None, FRAME, {})
 
 
-@pytest.mark.parametrize('method', module.METHODS)
+@pytest.mark.parametrize('method', METHODS)
 def test_lost_frames_are_put_where_others_show_them(method, images, rough, tmp_path, monkeypatch):
     asked = []
 

@@ -10,12 +10,52 @@ from collections.abc import Callable
 
 from nerfmatch_ros.geometry.pose import inverse, se3_log
 from nerfmatch_ros.mapping.motion_errors import SeparateErrors
+from nerfmatch_ros.mapping.pose_registration_config import PoseRegistrationConfig
+from nerfmatch_ros.mapping.ray_lens import RayLens
+from nerfmatch_ros.mapping.registration_pixels import RegistrationPixels
+from nerfmatch_ros.radiance_field.field import RadianceField
+from nerfmatch_ros.radiance_field.renderer import render_rays
+from nerfmatch_ros.radiance_field.scene_frame import SceneFrame
 import torch
 from torch import Tensor
 
 FARTHEST = 28.0  # squared deviations that a rough pose is not off by (1 in 10 000 of six numbers)
 BETTER = 0.75  # share of the error that is left where a frame is said to belong elsewhere
 SUSPICIOUS = 1.3  # times the median error that a lost frame shows at least
+
+PIXELS = 64  # of a photograph, by which it is looked for where others are
+AT_ONCE = 64  # places rendered at once
+
+
+class FrameErrors:
+    """What a field shows at some pose, compared with a photograph.
+
+    config: says whether photographs have their own exposure, and of bfloat16.
+    """
+
+    def __init__(self, field: RadianceField, frame: SceneFrame, pixels: RegistrationPixels,
+                 lens: RayLens, blur: float, config: PoseRegistrationConfig):
+        self._generator = torch.Generator(device=pixels.device).manual_seed(config.seed)
+        self._drawn = pixels.draw(len(pixels), PIXELS, self._generator, blur=blur)
+        self._directions = lens(self._drawn.frames, self._drawn.directions)
+        self._field, self._frame, self._config = field, frame, config
+        self._pixel_angle, self._device = pixels.pixel_angle, pixels.device.type
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor, poses: Tensor) -> Tensor:
+        """Give the mean squared errors (N,) of frames (N,) at poses (N, 4, 4), metres."""
+        return torch.cat([self._some(*part)
+                          for part in zip(frames.split(AT_ONCE), poses.split(AT_ONCE))])
+
+    def _some(self, frames: Tensor, poses: Tensor) -> Tensor:
+        poses = poses[:, None].expand(-1, PIXELS, 4, 4).flatten(0, 1)
+        index = frames.repeat_interleave(PIXELS) if self._config.exposure else None
+        rays = self._frame.rays(poses, self._directions[frames].flatten(0, 1),
+                                self._pixel_angle, index)
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._config.bfloat16):
+            colour = render_rays(self._field, rays, generator=self._generator).colour
+        apart = colour.view(len(frames), PIXELS, 3) - self._drawn.colour[frames]
+        return apart.square().mean((1, 2))
 
 
 @torch.no_grad()

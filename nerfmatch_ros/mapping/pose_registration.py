@@ -20,7 +20,7 @@ import math
 from pathlib import Path
 
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
@@ -32,7 +32,7 @@ from nerfmatch_ros.mapping.frame_motions import (
     LocalWarps,
     WarpsThenTwists,
 )
-from nerfmatch_ros.mapping.lost_frames import places_of_lost
+from nerfmatch_ros.mapping.lost_frames import FrameErrors, places_of_lost
 from nerfmatch_ros.mapping.motion_errors import (
     CommonTurn,
     errors_of,
@@ -40,104 +40,31 @@ from nerfmatch_ros.mapping.motion_errors import (
     SeparateErrors,
 )
 from nerfmatch_ros.mapping.pose_prior import PosePrior
+from nerfmatch_ros.mapping.pose_registration_config import detail_at, PoseRegistrationConfig
 from nerfmatch_ros.mapping.ray_lens import RayLens
 from nerfmatch_ros.mapping.registration_pixels import RegistrationPixels
 from nerfmatch_ros.mapping.training_clock import TrainingClock
 from nerfmatch_ros.mapping.training_pixels import PixelSize
 from nerfmatch_ros.radiance_field.field import RadianceField
-from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
+from nerfmatch_ros.radiance_field.grid_field import GridField
 from nerfmatch_ros.radiance_field.renderer import render_rays
 from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, frustum_frame, SceneFrame
-from nerfmatch_ros.scene_map import FieldConfig
 import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.nn.functional import mse_loss
 
-METHODS = ('l2g', 'barf')
 CHECKPOINT_STEPS = 250
 FIT_GRID = (12, 16)  # rows and columns of the rays that a frame's pose is fitted to
-BLUR_STAGES = 8  # in which the photographs become sharp
 FIELD_WARMUP = 50  # steps in which the field's learning rates rise
 POSE_WARMUP = 0.02  # progress in which those of the poses do
 FIT_PIXELS = 2.0  # that the fits of warps are off by when frames become rigid, at a depth of 1
 RETRY_AFTER = (0.0, 0.1, 0.2)  # progress since frames became rigid
-RETRY_PIXELS = 64  # of a photograph, by which it is looked for where others are
-RETRY_AT_ONCE = 64  # places rendered at once
 COMMON_TURN = math.radians(2)  # that fields are wrong by in what all cameras do
 MOST_BLUR = 6.0  # pixels; more of it leaves nothing to see in a photograph of 160
 ROUGH = (0.05, math.radians(3))  # metres, radians; deviations where nothing else is known
 # Without known depths: scene units, of which one is three times the spread of the cameras.
 GUESSED_NEAR, GUESSED_FAR = 0.1, 4.0
-
-
-@dataclass(frozen=True)
-class PoseRegistrationConfig:
-    """How poses are registered; the defaults are for a CPU."""
-
-    method: str = 'l2g'  # 'l2g': a warp per ray, closed-form poses; 'barf': a twist per frame
-    steps: int = 3000  # at most; the minutes may end it first
-    rays: int = 1024  # of a step, shared evenly by its frames
-    frames: int = 160  # photographs in a step, at most
-    longest_side: int = 160  # photographs are reduced to this, pixels
-    depth_range: tuple[float, float] | None = None  # metres that cameras see; None: guessed
-    # Standard deviation of the smoothing of the photographs at first, pixels when reduced; None:
-    # one for each degree of the prior, as that is how far rough poses show things displaced.
-    blur: float | None = None
-    final_blur: float = 1.0  # of the same at the end
-    first_detail: float = 0.3  # share of the encoding that is open at first
-    ramp: tuple[float, float] = (0.3, 1.0)  # progress in which it opens and the blur ends
-    still: float = 0.04  # progress before the poses begin to move
-    table_rate: float = 1e-2  # learning rate of hash tables
-    network_rate: float = 3e-3  # of the field's networks
-    field_final_rate: float = 0.1  # share of both at the end
-    warp_rate: float = 1e-3  # of the warp network (l2g)
-    twist_rate: float = 0.04  # of the twists, deviations of rough poses
-    lens_rate: float = 1e-3  # of what the calibration leaves of the lens, k1 and k2
-    pose_final_rate: float = 0.05  # share of either at the end
-    # Progress from which frames move as a whole (l2g), beginning at the fits of their warps: these
-    # find the way, and then what is free to bend is less exact. 1: never, as published.
-    rigid_from: float = 0.2
-    lost: float = 0.2  # share of the frames, those shown worst, that are then tried elsewhere
-    rigidity: float = 1e2  # weight of how far a frame's rays depart from one motion (l2g)
-    # Of squared motions in deviations of the rough poses' errors: the squared error of a colour
-    # over how many of a photograph's pixels tell of its pose independently of one another. Where
-    # errors are alike all along a way (odometry), so are those of the field in what it shows.
-    prior_weight: float = 1e-5
-    odometry_weight: float = 1e-3  # the same, of motions of odometry
-    lens_weight: float = 1e-4  # of the squared terms of lenses in their deviations
-    # Of the squared turn that all cameras have in common, in units of COMMON_TURN: what pictures
-    # seem to say of it is mostly the field's error, and that of rough poses averages out.
-    common_weight: float = 0.02
-    opacity_weight: float = 1e-3
-    exposure: bool = True  # each photograph has its own gain and offset, or appearance
-    bfloat16: bool = True  # matrix products in half the time
-    seed: int = 0
-    field: FieldConfig = FieldConfig(grid=GridFieldConfig(
-        levels=6, finest=384, log2_entries=16, octaves=4, depth=2, samples=16, guide_samples=64,
-        guide_cells=64))
-
-    def __post_init__(self):
-        """Refuse what registers nothing."""
-        if self.method not in METHODS:
-            raise ConfigError(f"registration '{self.method}' is unknown; use l2g or barf")
-        for name, least in (('rays', 1), ('frames', 1), ('longest_side', 16), ('blur', 0),
-                            ('final_blur', 0)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ConfigError(f'registration.{name} is {getattr(self, name)}; '
-                                  f'give at least {least}')
-        if not 0 <= self.ramp[0] < self.ramp[1] <= 1:
-            raise ConfigError(f'registration.ramp is {self.ramp}; give two increasing shares of '
-                              'the training, from 0 to 1')
-        if not 0 <= self.first_detail <= 1:
-            raise ConfigError(f'registration.first_detail is {self.first_detail:g}; '
-                              'give a share from 0 to 1')
-        if not 0 <= self.rigid_from <= 1:
-            raise ConfigError(f'registration.rigid_from is {self.rigid_from:g}; '
-                              'give a share from 0 to 1')
-        if self.depth_range is not None and not 0 < self.depth_range[0] < self.depth_range[1]:
-            raise ConfigError(f'registration.depth_range is {self.depth_range}; give two '
-                              'increasing positive numbers of metres')
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,15 +193,6 @@ def _set_rates(optimizer: torch.optim.Optimizer, config, clock: TrainingClock) -
         group['lr'] = share * group['first_rate']
 
 
-def detail_at(progress: float, config: PoseRegistrationConfig) -> tuple[float, float]:
-    """Give the share of the encoding that is open, and the blur in pixels, at this progress."""
-    start, end = config.ramp
-    done = min(max((progress - start) / (end - start), 0.0), 1.0)
-    blur = config.blur + (config.final_blur - config.blur) * (
-        math.floor(done * BLUR_STAGES) / BLUR_STAGES)
-    return config.first_detail + (1 - config.first_detail) * done, blur
-
-
 def _learn(
     both: _Registration, optimizer: torch.optim.Optimizer, clock: TrainingClock,
     pixels: RegistrationPixels, rough: Tensor, frame: SceneFrame, config: PoseRegistrationConfig,
@@ -290,6 +208,7 @@ def _learn(
             both.motions.settle(*_fit_grid(both, pixels), noise)
         if both.retries < len(RETRY_AFTER) \
                 and clock.progress >= config.rigid_from + RETRY_AFTER[both.retries]:
+            both.retries += 1
             _retry_lost(both, clock, pixels, rough, frame, config)
         generator.manual_seed(config.seed * 1_000_003 + clock.step)
         loss, error = _step_loss(both, clock, pixels, rough, frame, config, generator)
@@ -316,32 +235,15 @@ def _retry_lost(
     frame: SceneFrame, config: PoseRegistrationConfig,
 ) -> None:
     """Put frames that were lost where others show that they belong."""
-    both.retries += 1
-    twists = both.motions.twists if config.method == 'l2g' else both.motions
-    if not isinstance(both.motions.errors, SeparateErrors):
+    motions, errors = both.motions, both.motions.errors
+    if not isinstance(errors, SeparateErrors):
         return  # poses of odometry are never lost one by one
-    generator = torch.Generator(device=pixels.device).manual_seed(config.seed)
     both.field.detail, blur = detail_at(clock.progress, config)
-    drawn = pixels.draw(len(pixels), RETRY_PIXELS, generator, blur=blur)
-    directions = both.lens(drawn.frames, drawn.directions)
-
-    def shown(frames: Tensor, poses: Tensor) -> Tensor:
-        found = []
-        for some, at in zip(frames.split(RETRY_AT_ONCE), poses.split(RETRY_AT_ONCE)):
-            at = at[:, None].expand(-1, RETRY_PIXELS, 4, 4).flatten(0, 1)
-            index = some.repeat_interleave(RETRY_PIXELS) if config.exposure else None
-            rays = frame.rays(at, directions[some].flatten(0, 1), pixels.pixel_angle, index)
-            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.bfloat16):
-                colour = render_rays(both.field, rays, generator=generator).colour
-            apart = colour.view(len(some), -1, 3) - drawn.colour[some]
-            found.append(apart.square().mean((1, 2)))
-        return torch.cat(found)
-
-    scale = frame.scene_from_map.scale
-    moved = _moved(rough, both.motions.frame_motions(*_fit_grid(both, pixels)), frame)
-    lost, numbers = places_of_lost(rough, moved, both.motions.errors, scale, config.lost,
+    shown = FrameErrors(both.field, frame, pixels, both.lens, blur, config)
+    moved = _moved(rough, motions.frame_motions(*_fit_grid(both, pixels)), frame)
+    lost, numbers = places_of_lost(rough, moved, errors, frame.scene_from_map.scale, config.lost,
                                    config.prior_weight, shown)
-    twists.place(lost, numbers)
+    (motions.twists if config.method == 'l2g' else motions).place(lost, numbers)
 
 
 def _step_loss(

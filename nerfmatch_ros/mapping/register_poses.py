@@ -25,7 +25,8 @@ from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping.consistent_poses import make_consistent
 from nerfmatch_ros.mapping.pose_adjustment import ConsistencyConfig
 from nerfmatch_ros.mapping.pose_prior import PosePrior
-from nerfmatch_ros.mapping.pose_registration import PoseRegistrationConfig, register_by_field
+from nerfmatch_ros.mapping.pose_registration import register_by_field
+from nerfmatch_ros.mapping.pose_registration_config import PoseRegistrationConfig
 import numpy as np
 import torch
 
