@@ -60,7 +60,6 @@ FIELD_WARMUP = 50  # steps in which the field's learning rates rise
 POSE_WARMUP = 0.02  # progress in which those of the poses do
 FIT_PIXELS = 2.0  # that the fits of warps are off by when frames become rigid, at a depth of 1
 RETRY_AFTER = (0.0, 0.1, 0.2)  # progress since frames became rigid
-COMMON_TURN = math.radians(2)  # that fields are wrong by in what all cameras do
 MOST_BLUR = 6.0  # pixels; more of it leaves nothing to see in a photograph of 160
 ROUGH = (0.05, math.radians(3))  # metres, radians; deviations where nothing else is known
 # Without known depths: scene units, of which one is three times the spread of the cameras.
@@ -269,7 +268,7 @@ def _step_loss(
     photometric = mse_loss(rendered.colour, colour)
     weight = config.prior_weight if isinstance(both.motions.errors, SeparateErrors) \
         else config.odometry_weight
-    turn = both.common_turn(drawn.frames, twists) / COMMON_TURN
+    turn = both.common_turn(drawn.frames, twists) / both.motions.errors.deviations[1]
     loss = photometric + config.rigidity * departure \
         + config.common_weight * turn.square().sum() \
         + weight * numbers.square().sum(-1).mean() + config.lens_weight * both.lens.prior_loss()

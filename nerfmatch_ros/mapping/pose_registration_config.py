@@ -43,10 +43,10 @@ class PoseRegistrationConfig:
     # Of squared motions in deviations of the rough poses' errors: the squared error of a colour
     # over how many of a photograph's pixels tell of its pose independently of one another. Where
     # errors are alike all along a way (odometry), so are those of the field in what it shows.
-    prior_weight: float = 1e-5
+    prior_weight: float = 5e-5
     odometry_weight: float = 1e-3  # the same, of motions of odometry
     lens_weight: float = 1e-4  # of the squared terms of lenses in their deviations
-    # Of the squared turn that all cameras have in common, in units of COMMON_TURN: what pictures
+    # Of the squared turn that all cameras have in common, in the same deviations: what pictures
     # seem to say of it is mostly the field's error, and that of rough poses averages out.
     common_weight: float = 0.02
     opacity_weight: float = 1e-3
