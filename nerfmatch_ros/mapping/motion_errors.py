@@ -15,6 +15,8 @@ from scipy.sparse.linalg import spsolve
 import torch
 from torch import nn, Tensor
 
+ALIKE = 10  # neighbours along a way, in what a field says of their poses
+
 
 class MotionErrors(nn.Module):
     """Interface of `SeparateErrors` and `OdometryErrors`.
@@ -94,7 +96,10 @@ class OdometryErrors(MotionErrors):
         return ((self.camera_from_map @ added)[..., 0] / self.steps)[self.rank]
 
     def likeliest(self, twists: Tensor, deviations: Tensor) -> Tensor:
-        """Weigh the way's errors against those of the twists; the system is block tridiagonal."""
+        """Weigh the way's errors against those of the twists; the system is block tridiagonal.
+
+        What was seen of neighbours errs alike, as they see the same: ALIKE of them count as one.
+        """
         camera_from_map = self.camera_from_map.cpu().double().numpy()
         backward = camera_from_map[1:] @ np.linalg.inv(camera_from_map[:-1])
         count, weights = len(backward) + 1, 1 / self.steps.cpu().double().numpy()
@@ -106,7 +111,7 @@ class OdometryErrors(MotionErrors):
         numbers_from_twists = sparse.bsr_matrix(
             (blocks[order], columns[order], np.searchsorted(rows[order], np.arange(count + 1))),
             shape=(6 * count, 6 * count)).tocsc()
-        trust = np.tile(deviations.cpu().double().numpy().repeat(3) ** -2.0, count)
+        trust = np.tile(deviations.cpu().double().numpy().repeat(3) ** -2.0, count) / ALIKE
         seen = twists[self.sequence].cpu().double().numpy().ravel()
         found = spsolve(numbers_from_twists.T @ numbers_from_twists + sparse.diags(trust).tocsc(),
                         trust * seen)
