@@ -33,12 +33,17 @@ Images = Annotated[Path, arg(
 Annotations = Annotated[Path | None, arg(
     metavar='FILE', help='transforms_<scene>_<split>.json of the published NeRFMatch; --images is '
     'then the folder that its file_paths are in')]
-Refine = Annotated[str, arg(
+Refine = Annotated[str | None, arg(
     metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
-    "match+photometric, or map for the map's own schedule")]
+    "match+photometric, or map for the map's own schedule, the default but for poses of "
+    'scene_geometry')]
 Precision = Annotated[
     Literal['map', 'auto', 'float32', 'bfloat16', 'float16'],
     arg(help="of the networks; map: the map's own, auto: half where the device is faster in it")]
+LocalizerName = Annotated[
+    Literal['map', 'nerfmatch', 'scene_geometry', 'hybrid'],
+    arg(help="what finds poses; map: what the map says, nerfmatch: matching with the map, "
+             "scene_geometry: one network alone, hybrid: matching from the network's pose")]
 Split = Annotated[
     Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")]
 
@@ -85,9 +90,8 @@ def localize(
     track: Annotated[bool, arg(
         help='the photographs follow one another: look first from the pose of the one before, as '
              'a node does, and refine none unless --refine is given')] = False,
-    refine: Annotated[str | None, arg(
-        metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
-        "match+photometric, or map (the default) for the map's own schedule")] = None,
+    refine: Refine = None,
+    localizer: LocalizerName = 'map',
     precision: Precision = 'map',
     device: Device = 'auto',
 ) -> None:
@@ -97,9 +101,9 @@ def localize(
     if not images:
         raise ConfigError('no photograph is named; give at least one file')
     given = None if camera is None else read_camera(camera)
-    refine = refine or ('none' if track else 'map')
-    localizer = _load(map, device, refine, precision)
-    for record in localize_files(localizer, images, given, track=track):
+    refine = refine or ('none' if track else None)
+    made = _load(map, device, refine, precision, localizer)
+    for record in localize_files(made, images, given, track=track):
         print(json.dumps(record, allow_nan=False), flush=True)
 
 
@@ -114,7 +118,8 @@ def evaluate(
         help='where the true poses are in another frame than the map: bring them together first, '
              "by the photographs of the folder that the map was built of, else by the queries'")
     ] = 'none',
-    refine: Refine = 'map',
+    refine: Refine = None,
+    localizer: LocalizerName = 'map',
     precision: Precision = 'map',
     device: Device = 'auto',
 ) -> None:
@@ -124,7 +129,7 @@ def evaluate(
     from nerfmatch_ros.evaluation.paper_table import known_scene, print_paper_row
     queries = read_posed_images(images, _named(split), annotations=annotations)
     known = () if align == 'none' else read_posed_images(images, annotations=annotations)
-    report = evaluate_map(_load(map, device, refine, precision), queries, output,
+    report = evaluate_map(_load(map, device, refine, precision, localizer), queries, output,
                           scene=known_scene(annotations, images), align=align, known=known)
     paper = report.pop('paper', None)
     _print_table('evaluation', report)
@@ -340,13 +345,15 @@ def replay(
     image_topic: Annotated[str, arg(help='where the bag has images on several topics')] = '',
     base_frame: Annotated[str, arg(help='body of the robot')] = 'base_link',
     odom_frame: Annotated[str, arg(help='frame of the odometry')] = 'odom',
+    localizer: LocalizerName = 'map',
     device: Device = 'auto',
 ) -> None:
     """Play a bag to the localizer and the refiner and score the poses that come out."""
     from nerfmatch_ros.ros import replay as replay_of_bags
     options = replay_of_bags.ReplayOptions(
         every_frame=every_frame, rate=rate, refiner=not no_refiner, tf_mode=tf_mode,
-        image_topic=image_topic, base_frame=base_frame, odom_frame=odom_frame, device=device)
+        image_topic=image_topic, base_frame=base_frame, odom_frame=odom_frame, device=device,
+        localizer=localizer)
     report = replay_of_bags.replay(bag, map, output, options)
     from nerfmatch_ros.ros.replay_result import print_replay
     print_replay(report, output)
@@ -447,20 +454,12 @@ def _named(split: str) -> str | None:
     return None if split == 'all' else split
 
 
-def _load(folder: Path, device: str, refine: str = 'map', precision: str = 'map'):
-    from dataclasses import replace
-
+def _load(folder: Path, device: str, refine: str | None = None, precision: str = 'map',
+          localizer: str = 'map'):
     from nerfmatch_ros.config import choose_device
-    from nerfmatch_ros.localization.localizer import Localizer
-    from nerfmatch_ros.localization.schedule import checked_schedule
-    steps = None if refine == 'map' else checked_schedule(
-        () if refine == 'none' else refine.split('+'))
-    localizer = Localizer.load(folder, device=choose_device(device))
-    if precision != 'map':
-        localizer.set_precision(precision)
-    if steps is not None:
-        localizer.config = replace(localizer.config, refine=steps)
-    return localizer
+    from nerfmatch_ros.localization.make_localizer import load_localizer
+    return load_localizer(folder, localizer, device=choose_device(device), refine=refine,
+                          precision=precision)
 
 
 def _print_json(value: dict) -> None:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'nerfmatch_ros'
 # A module imports only from levels below that of its own folder, or from its own folder.
 LEVELS = {
     'errors': 0, 'files': 0, 'memory': 0, 'stage_clock': 0, 'tensor_file': 0, 'work_note': 0,
-    'config': 1, 'geometry': 1, 'precision': 1,
+    'config': 1, 'geometry': 1, 'precision': 1, 'weights_file': 1,
     'data': 2, 'matching': 2, 'radiance_field': 2, 'references': 2, 'retrieval': 2,
     'scene_geometry': 3,
     'scene_map': 4,

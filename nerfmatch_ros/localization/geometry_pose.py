@@ -27,6 +27,7 @@ class GeometryEvidence:
 
     residual_share: float  # rms of e / rms distance of G from its middle; 0: all agree
     residual: float  # metres, rms of e
+    spread: float  # metres, rms distance of G from its middle
     off_ray: float  # radians, median angle between C and G as seen from the pose
     mean_weight: float  # of the cells, as the network gave them, 0 to 1
     effective_share: float  # of the cells, that bear the pose: (sum w)^2 / sum w^2 / N
@@ -73,7 +74,7 @@ def pose_of_geometry(map_points: Tensor, camera_points: Tensor, weights: Tensor)
     residual = math.sqrt(float((share * (residuals ** 2).sum(-1)).sum()))
     angles = _angles(target - motion.translation, arms)
     return GeometryPose(pose, '', covariance, GeometryEvidence(
-        residual_share=residual / spread, residual=residual,
+        residual_share=residual / spread, residual=residual, spread=spread,
         off_ray=weighted_median(angles.numpy(), share.numpy()),
         mean_weight=float(raw.mean()),
         effective_share=float(1 / (share ** 2).sum()) / len(share),
