@@ -21,6 +21,7 @@ from scipy.spatial.transform import Rotation
 import torch
 
 ALL = SceneGeometryLossConfig(points=1.0)
+NONE = torch.tensor([False])
 EXTENT = torch.tensor(2.0, dtype=torch.float64)
 
 
@@ -85,7 +86,7 @@ def test_the_pose_loss_is_distance_in_extents_and_angle_in_radians(generator):
     wrong[0, :3, 3] += torch.tensor([0.0, 0.0, 0.5])
     found = geometry.pose()
     assert pose_loss(found, wrong, EXTENT).item() == pytest.approx(0.3 + 0.25, abs=1e-6)
-    assert pose_loss(found, wrong, EXTENT, with_rotation=False).item() == pytest.approx(
+    assert pose_loss(found, wrong, EXTENT, NONE).item() == pytest.approx(
         0.25, abs=1e-6)
 
 
@@ -141,9 +142,21 @@ def test_rotations_are_never_looked_at_where_only_positions_are_known(generator)
     unknown = truth.clone()
     unknown[:, :3, :3] = truth_of(generator)[:, :3, :3]
     known, blind = (scene_geometry_losses(
-        geometry, labels_of(poses, geometry, with_rotation=False), EXTENT, ALL)
+        geometry, labels_of(poses, geometry, rotation_known=NONE.expand(3)), EXTENT, ALL)
         for poses in (truth, unknown))
     assert known == blind
+
+
+def test_known_rotations_count_beside_unknown_ones(generator):
+    truth = truth_of(generator)
+    geometry = moved(exact(truth, generator), generator)
+    unknown = truth.clone()
+    unknown[1:, :3, :3] = truth_of(generator)[1:, :3, :3]
+    first = torch.tensor([True, False, False])
+    given, blind, turned = (scene_geometry_losses(
+        geometry, labels_of(poses, geometry, rotation_known=first), EXTENT, ALL)
+        for poses in (truth, unknown, truth.flip(0)))
+    assert given == blind and given != turned
 
 
 def test_positions_alone_still_teach_points_and_depths(generator):
@@ -153,7 +166,7 @@ def test_positions_alone_still_teach_points_and_depths(generator):
     depth = geometry.depth.clone().requires_grad_()
     losses = scene_geometry_losses(
         replace(geometry, map_points=points, depth=depth),
-        labels_of(truth, geometry, with_rotation=False), EXTENT,
+        labels_of(truth, geometry, rotation_known=NONE.expand(3)), EXTENT,
         SceneGeometryLossConfig(pose=0.0))
     sum(losses.values()).backward()
     assert points.grad.abs().sum() > 0 and depth.grad.abs().sum() > 0

@@ -81,6 +81,17 @@ def test_training_from_positions_gives_the_same_whatever_the_rotations_say(image
         torch.testing.assert_close(blind.state_dict()[name], value, msg=name)
 
 
+def test_anchors_keep_their_rotations_beside_positions(images, tmp_path):
+    start = train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'first')
+    config = replace(CONFIG, labels='position', steps=2)
+    upside_down = [replace(image, map_from_camera=image.map_from_camera @ np.diag((-1., -1, 1, 1)))
+                   for image in images[:3]]
+    found, other = (train_scene_geometry(
+        images[3:], config, start=start, anchors=anchors, checkpoint=tmp_path / name)
+        for anchors, name in ((images[:3], 'upright'), (upside_down, 'upside down')))
+    assert not torch.equal(found.point_head[-1].weight, other.point_head[-1].weight)
+
+
 def test_positions_alone_cannot_start_a_map(images, tmp_path):
     with pytest.raises(ConfigError, match='start from a network'):
         train_scene_geometry(images, replace(CONFIG, labels='position'),

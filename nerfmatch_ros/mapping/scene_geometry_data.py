@@ -38,6 +38,7 @@ class GeometryBatch:
     rays: Tensor  # (B, hc, wc, 3) K^-1 [u, v, 1] of the cells
     map_from_camera: Tensor  # (B, 4, 4)
     seen: Tensor  # (B, N) bool, cells that the photograph shows
+    rotation_known: Tensor  # (B,) bool
     depth: Tensor | None  # (B, N) metres along z, 0 = unknown
 
 
@@ -74,11 +75,11 @@ class GeometryData:
         """Draw `batch` photographs, each seen differently; the same for the same seed."""
         random = np.random.default_rng(seed)
         chosen = random.choice(len(self), batch, replace=len(self) < batch)
-        return _stacked([self.seen_differently(k, random) for k in chosen])
+        return stacked([self.seen_differently(k, random) for k in chosen])
 
     def plain(self, chosen: Sequence[int]) -> GeometryBatch:
         """Give photographs by number as they are."""
-        return _stacked([self._seen(k, np.eye(3), 1.0, None) for k in chosen])
+        return stacked([self._seen(k, np.eye(3), 1.0, None) for k in chosen])
 
     def seen_differently(self, k: int, random: np.random.Generator) -> GeometryBatch:
         """Show photograph k as a turned and zoomed camera in another light would see it."""
@@ -111,7 +112,8 @@ class GeometryData:
         if self.with_depth:
             depth = self._depth(k, turned)[None]
         return GeometryBatch(torch.from_numpy(lit).permute(2, 0, 1)[None], rays[None],
-                             torch.from_numpy(pose).float()[None], seen[None], depth)
+                             torch.from_numpy(pose).float()[None], seen[None],
+                             torch.ones(1, dtype=torch.bool), depth)
 
     def _depth(self, k: int, turned: Tensor) -> Tensor:
         """Look up the depths (N,) of photograph k in directions (N, 3) of its own camera.
@@ -130,8 +132,8 @@ class GeometryData:
         return torch.where(inside, values / turned[:, 2].clamp(min=1e-3), 0).float()
 
 
-def _stacked(parts: Sequence[GeometryBatch]) -> GeometryBatch:
+def stacked(parts: Sequence[GeometryBatch]) -> GeometryBatch:
     """Join batches of one size."""
     depth = None if parts[0].depth is None else torch.cat([part.depth for part in parts])
     return GeometryBatch(*(torch.cat([getattr(part, name) for part in parts]) for name in (
-        'pictures', 'rays', 'map_from_camera', 'seen')), depth)
+        'pictures', 'rays', 'map_from_camera', 'seen', 'rotation_known')), depth)

@@ -47,7 +47,8 @@ class GeometryLabels:
 
     map_from_camera: Tensor  # (B, 4, 4) metres
     seen: Tensor  # (B, N) bool, cells that show the scene, not the border of a turned picture
-    with_rotation: bool = True  # False: the rotations are unknown and never looked at
+    # (B,) bool, whose rotations are known; those of the others are never looked at. None: all
+    rotation_known: Tensor | None = None
     depth: Tensor | None = None  # (B, N) metres along z of the cells, 0 = unknown
 
 
@@ -60,16 +61,16 @@ def scene_geometry_losses(
     extent: () metres, of the scene.
     """
     losses = {}
-    truth = labels.map_from_camera.to(geometry.map_points)
-    if config.pose or not labels.with_rotation:
+    truth, known = labels.map_from_camera.to(geometry.map_points), labels.rotation_known
+    if config.pose or known is not None:
         found = weighted_pose(geometry, labels.seen, weighted=config.weighted)
-    if not labels.with_rotation:
+    if config.pose:
+        losses['pose'] = config.pose * pose_loss(found, truth, extent, known)
+    if known is not None:
         # The position is known; the rotation is what the network itself says, so that points
         # and depths must agree with the position from wherever the camera looked.
-        truth = transform(found.rotation, truth[:, :3, 3])
-    if config.pose:
-        losses['pose'] = config.pose * pose_loss(
-            found, truth, extent, with_rotation=labels.with_rotation)
+        truth = transform(torch.where(
+            known[:, None, None], truth[:, :3, :3], found.rotation), truth[:, :3, 3])
     if config.consistency:
         losses['consistency'] = config.consistency * mean_over(
             consistency_errors(geometry, truth) / extent, labels.seen)
@@ -94,16 +95,21 @@ def weighted_pose(
 
 
 def pose_loss(
-    found: Alignment, truth: Tensor, extent: Tensor, *, with_rotation: bool = True,
+    found: Alignment, truth: Tensor, extent: Tensor, rotation_known: Tensor | None = None,
 ) -> Tensor:
-    """Give the mean distance to the true poses (B, 4, 4): extents, and radians if asked for.
+    """Give the mean distance to the true poses (B, 4, 4): extents, plus radians.
 
-    Pictures whose points lie on a line have no pose and do not count.
+    rotation_known: (B,) bool, for which pictures radians count; None: for all. Pictures whose
+    points lie on a line have no pose and do not count.
     """
     distance = torch.linalg.vector_norm(found.translation - truth[:, :3, 3], dim=-1) / extent
-    if with_rotation:
-        relative = found.rotation.transpose(-1, -2) @ truth[:, :3, :3]
-        distance = distance + _length(so3_log(relative))
+    goal = truth[:, :3, :3]
+    if rotation_known is not None:
+        goal = torch.where(rotation_known[:, None, None], goal, found.rotation.detach())
+    angle = _length(so3_log(found.rotation.transpose(-1, -2) @ goal))
+    if rotation_known is not None:
+        angle = torch.where(rotation_known, angle, 0)
+    distance = distance + angle
     return mean_over(distance, ~found.degenerate)
 
 

@@ -9,7 +9,7 @@ from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
-from nerfmatch_ros.mapping.scene_geometry_data import GeometryBatch, GeometryData
+from nerfmatch_ros.mapping.scene_geometry_data import GeometryBatch, GeometryData, stacked
 from nerfmatch_ros.mapping.scene_geometry_loss import (
     GeometryLabels,
     scene_geometry_losses,
@@ -57,27 +57,30 @@ class SceneGeometryTraining:
 
 def train_scene_geometry(
     images: Sequence[PosedImage], config: SceneGeometryTraining, *, checkpoint: Path,
-    start: SceneGeometry | None = None, minutes: float | None = None, device: str = 'cpu',
+    start: SceneGeometry | None = None, anchors: Sequence[PosedImage] = (),
+    minutes: float | None = None, device: str = 'cpu',
     report: Callable[[float, dict], None] = lambda progress, numbers: None,
 ) -> SceneGeometry:
     """Train on photographs with poses; goes on from `checkpoint` if that exists.
 
     start: a trained network to go on from, which stays as it is; None makes one. It is needed
-    where only positions are known, as then it says in which frame they are. What a step draws
-    depends on the seed and the step alone, so a training that was interrupted goes on as it would
-    have. report: called with the progress in [0, 1] and the smoothed losses. Gives the average of
-    the weights over the last steps, ready to predict. Raises DataError for photographs without
-    poses or too few of them.
+    where only positions are known, as then it says how the axes of the map lie. anchors: posed
+    photographs that are half of each step then, so that the network keeps what it knows. What a
+    step draws depends on the seed and the step alone, so a training that was interrupted goes on
+    as it would have. report: called with the progress in [0, 1] and the smoothed losses. Gives
+    the average of the weights over the last steps, ready to predict. Raises DataError for
+    photographs without poses or too few of them.
     """
     if start is None and config.labels == 'position':
         raise ConfigError('positions alone say nothing of the axes of the map; start from a '
                           'network that was trained with poses')
     focal = None if start is None else start.config.working_focal
     side = (config.network if start is None else start.config).longest_side
-    data = GeometryData(images, side, focal, augmentation=config.augmentation,
-                        with_depth=config.losses.points > 0)
+    data = [GeometryData(given, side, focal, augmentation=config.augmentation,
+                         with_depth=config.losses.points > 0)
+            for given in (images, anchors) if len(given)]
     torch.manual_seed(config.seed)
-    model = new_network(data, config.network) if start is None else _copy(start)
+    model = new_network(data[0], config.network) if start is None else _copy(start)
     both = nn.ModuleDict({'model': model, 'average': _copy(model)}).to(device)
     both.to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, config)
@@ -89,8 +92,7 @@ def train_scene_geometry(
     while clock.running:
         for group in optimizer.param_groups:
             group['lr'] = rate_at(config, clock.step, clock.progress)
-        batch = data.draw(config.batch, [config.seed, clock.step])
-        losses = step_losses(model, batch, config)
+        losses = step_losses(model, _draw(data, config, clock.step), config)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
@@ -141,9 +143,19 @@ def step_losses(
         geometry = model(batch.pictures.to(device, memory_format=torch.channels_last),
                          batch.rays.to(device))
     labels = GeometryLabels(
-        batch.map_from_camera.to(device), batch.seen.to(device), config.labels == 'pose',
+        batch.map_from_camera.to(device), batch.seen.to(device),
+        None if batch.rotation_known.all() else batch.rotation_known.to(device),
         None if batch.depth is None else batch.depth.to(device))
     return scene_geometry_losses(geometry, labels, model.extent, config.losses)
+
+
+def _draw(
+    data: Sequence[GeometryData], config: SceneGeometryTraining, step: int,
+) -> GeometryBatch:
+    """Draw the batch of a step: of the images, and one of the same size of the anchors."""
+    first, *others = (one.draw(config.batch, [config.seed, step]) for one in data)
+    known = torch.full((len(first.pictures),), config.labels == 'pose')
+    return stacked([replace(first, rotation_known=known), *others])
 
 
 def rate_at(config: SceneGeometryTraining, step: int, progress: float) -> float:
