@@ -251,6 +251,40 @@ def bench_registration(
     registration_bench.print_registration(report)
 
 
+def bench_scene_geometry(
+    *,
+    images: Images,
+    output: Annotated[Path, arg(help='folder of the networks and of scene_geometry.json; what was '
+                                'cut short goes on')],
+    variants: Annotated[tuple[str, ...], arg(
+        metavar='NAME...', help="'pose loss', '+ consistency', '+ reprojection', 'without "
+        "weights', or a backbone: compact, or a name of timm")] = (
+            'pose loss', '+ consistency', '+ reprojection', 'without weights'),
+    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
+    minutes: Annotated[float | None, arg(help='of each variant, at most')] = None,
+    steps: Annotated[int | None, arg(help='of each variant, at most')] = None,
+    markdown: Annotated[Path | None, arg(
+        metavar='FILE', help='replace the section of this data set in a document')] = None,
+    device: Device = 'auto',
+) -> None:
+    """Train scene geometry in several ways on 'train' images, measure it on 'test' ones."""
+    from dataclasses import replace
+
+    from nerfmatch_ros import scene_geometry_bench
+    from nerfmatch_ros.config import choose_device, load_config
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.mapping.build_config import BuildConfig
+    training = load_config(BuildConfig, config).scene_geometry.training
+    if steps is not None:
+        training = replace(training, steps=steps)
+    report = scene_geometry_bench.bench_scene_geometry(
+        read_posed_images(images, 'train'), read_posed_images(images, 'test'), variants, training,
+        output, device=choose_device(device), minutes=minutes, say=print)
+    if markdown is not None:
+        scene_geometry_bench.write_section(report, markdown, images.resolve().name, _command())
+    scene_geometry_bench.print_scene_geometry(report)
+
+
 def inspect(
     map: Annotated[Positional[Path], arg(metavar='MAP', help='folder of the map')],
     *,
@@ -396,6 +430,7 @@ VERBS = {
     'build': build, 'frames': frames, 'merge': merge, 'train-matcher': train_matcher,
     'surface-cache': surface_cache, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
     'bench refine': bench_refine, 'bench registration': bench_registration,
+    'bench scene-geometry': bench_scene_geometry,
     'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
     'doctor': doctor, 'demo': demo,
 }
