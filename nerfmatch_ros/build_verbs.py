@@ -125,18 +125,22 @@ def build(
     if rough and update is None:
         build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
     # The build removes its own folder in the end, and the frames with it.
-    reports = {} if extracted is None else extracted.reports()
+    reports, origin = {}, None
+    if extracted is not None:
+        reports, origin = extracted.reports(), extracted.origin()
     split = None if split == 'all' else split or 'train'
     if poses == 'none' and update is None:
-        posed, report = _place(images, split, camera, scale, output, from_bag=bag is not None)
-        reports['poses_from_motion.json'] = report
+        posed, found = _place(images, split, camera, scale, output, from_bag=bag is not None)
+        reports['poses_from_motion.json'] = (json.dumps(found, indent=1) + '\n').encode()
+        origin = {'from': 'structure from motion', 'up': found['up_from'],
+                  'metres': found['scale_from']}
     elif poses == 'none':
         posed = _without_poses(images, split, camera, from_bag=bag is not None)
     else:
         posed = read_posed_images(images, split, annotations=annotations, masks=masks)
     if update is None:
         build_map(posed, output, build_config, device=chosen, minutes=minutes, rough=rough,
-                  **given)
+                  origin=origin, **given)
     else:
         update_map(update, posed, output, update_config, device=chosen, minutes=minutes)
     for name, content in reports.items():
@@ -176,7 +180,7 @@ def _without_poses(
 def _place(
     folder: Path, split: str | None, camera: Path | None, scale: tuple[str, str, float] | None,
     output: Path, *, from_bag: bool,
-) -> tuple[list[PosedImage], bytes]:
+) -> tuple[list[PosedImage], dict]:
     """Find the poses of pictures; gives the images that have one, and the report."""
     from nerfmatch_ros.data.photograph import read_camera
     from nerfmatch_ros.data.picture_folder import without_poses
@@ -199,7 +203,7 @@ def _place(
             pictures, output.with_name(output.name + '.build') / 'motion', calibrated=calibrated,
             rough=rough, distance=None if scale is None else KnownDistance(*scale),
             report=bars.bar('poses'))
-    return found.images, (json.dumps(found.numbers, indent=1) + '\n').encode()
+    return found.images, found.numbers
 
 
 def frames(

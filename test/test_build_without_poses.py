@@ -15,19 +15,26 @@ from test_sparse_points import CAMERAS, photograph
 
 
 @pytest.fixture
-def built(monkeypatch):
+def origins():
+    """Give what maps are to note of their poses, in the order of the calls."""
+    return []
+
+
+@pytest.fixture
+def built(monkeypatch, origins):
     """Give the calls of build_map, which makes nothing but the folder."""
     calls = []
 
-    def stand_in(images, output, config, **options):
+    def stand_in(images, output, config, *, origin, **options):
         output.mkdir()
         calls.append(images)
+        origins.append(origin)
 
     monkeypatch.setattr(build_module, 'build_map', stand_in)
     return calls
 
 
-def test_a_folder_of_pictures_becomes_posed_photographs(tmp_path, built):
+def test_a_folder_of_pictures_becomes_posed_photographs(tmp_path, built, origins):
     pytest.importorskip('pycolmap', reason='pycolmap is not installed ([sfm])')
     folder = tmp_path / 'pictures'
     folder.mkdir()
@@ -45,6 +52,8 @@ def test_a_folder_of_pictures_becomes_posed_photographs(tmp_path, built):
     assert np.linalg.norm(places[0] - places[1]) == pytest.approx(2.0)
     report = json.loads((tmp_path / 'map' / 'poses_from_motion.json').read_text())
     assert report['placed'] == 6 and report['scale_from'] == 'a known distance'
+    assert origins == [{'from': 'structure from motion', 'up': report['up_from'],
+                        'metres': 'a known distance'}]
 
 
 def test_a_bag_gives_scale_and_frame(tmp_path, built, monkeypatch):
@@ -56,7 +65,8 @@ def test_a_bag_gives_scale_and_frame(tmp_path, built, monkeypatch):
     for image in images:
         cv2.imwrite(str(folder / image.name), image.pixels[..., ::-1])
     write(folder / 'transforms.json', [frame_entry(image, folder) for image in images])
-    extracted = SimpleNamespace(folder=folder, quality='rough', reports=dict)
+    extracted = SimpleNamespace(folder=folder, quality='rough', reports=dict,
+                                origin=dict)
     monkeypatch.setattr(build_verbs, '_extract', lambda *arguments: extracted)
     build_verbs.build(bag=tmp_path / 'drive', output=tmp_path / 'map', poses='none')
     for image, truth in zip(built[0], images):

@@ -21,8 +21,8 @@ CONFIG = Path(__file__).parents[1] / 'config'
 def test_build_map_yaml_shows_every_option_with_its_default():
     shown = (CONFIG / 'build_map.yaml').read_text()
     assert load_config(BuildConfig, CONFIG / 'build_map.yaml') == BuildConfig()
-    for section in ('grid', 'mip', 'field_training', 'matcher', 'matcher_training',
-                    'augmentation', 'localization'):
+    for section in ('registration', 'features', 'pairs', 'grid', 'mip', 'field_training',
+                    'matcher', 'matcher_training', 'augmentation', 'localization'):
         assert f'{section}:' in shown
     assert len([line for line in shown.splitlines() if ':' in line]) > 80
 

@@ -304,6 +304,13 @@ def test_a_lens_that_the_calibration_misses_does_not_bend_the_way():
 def test_a_lens_that_was_calibrated_well_stays_as_it_is():
     rng, truth, features = ring_with_features(camera=FISHEYE, noise=0.3)
     prior = PosePrior(roughened(truth, rng, 0.05, math.radians(3)), 0.05, math.radians(3))
-    found = consistent_with_features(
-        features, prior, config=ConsistencyConfig(refine_lens=True))
-    assert found.numbers['lens_px'] < 0.3
+    found = consistent_with_features(features, prior)
+    assert found.numbers['lens_px'] == 0
+
+
+def test_a_lens_does_not_take_up_what_odometry_does_wrong():
+    _, truth, features = ring_with_features(turns=0.6, noise=0.3)
+    rough = drifting(truth, 0.05, math.radians(5), torch.Generator().manual_seed(1))
+    prior = PosePrior(rough, 0.1, 0.1, odometry=0.002, sequence=np.arange(len(truth)))
+    found = consistent_with_features(features, prior)  # which is told to trust it too much
+    assert found.changed and found.numbers['lens_px'] == 0

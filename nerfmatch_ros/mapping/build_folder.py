@@ -84,14 +84,19 @@ def mark_work_folder(work: Path, identity: str) -> str:
     return mark
 
 
+def check_minutes(minutes: float | None) -> None:
+    """Refuse a length of training that is none; None: the steps alone count."""
+    if minutes is not None and not minutes > 0:
+        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
+
+
 def open_work_folder(
     output: Path, work: Path, images: list[PosedImage], config: BuildConfig,
     minutes: float | None, given: FieldFile | None, rough: bool = False,
 ) -> None:
     """Make the folder `work`, or find it left by the same build."""
     check_output(output)
-    if minutes is not None and not minutes > 0:
-        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
+    check_minutes(minutes)
     mark_work_folder(work, json.dumps([
         to_dict(config), minutes, *([] if given is None else [given.mark()]),
         *(['rough'] if rough else []),

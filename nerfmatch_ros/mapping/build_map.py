@@ -70,15 +70,16 @@ FIELD_PICTURE = 'field.png'  # photographs kept from the field beside its render
 def build_map(
     images: list[PosedImage], output: Path, config: BuildConfig, *, device: str = 'cpu',
     minutes: float | None = None, keep_work_folder: bool = False, given: FieldFile | None = None,
-    rough: bool = False,
+    rough: bool = False, origin: dict | None = None,
 ) -> SceneMap:
     """Build a map of photographs with poses and save it to the folder `output`.
 
     minutes: of training in all, instead of `config.minutes`; keep_work_folder: leave the stages'
     own results in `<output>.build`, for another build that shares some of them; given: a field
     in the frame of the photographs' poses, instead of training one; rough: the poses are mended
-    first, as `config.registration` says. Raises DataError for input that cannot become a map.
-    The old map in `output` stays until the new one is whole.
+    first, as `config.registration` says; origin: where the poses came from and what is known of
+    their frame, plain values that the map notes. Raises DataError for input that cannot become a
+    map. The old map in `output` stays until the new one is whole.
     Under torchrun all processes call this; the first one does what is no training.
     """
     check_images(images)
@@ -116,7 +117,7 @@ def build_map(
             scene_map = assemble_map(
                 images, references, field, matcher, frame, config, device=str(engine.device),
                 notes={'images': len(images), 'extent_m': extent(images), **quality,
-                       **registration,
+                       **({} if origin is None else {'poses': origin}), **registration,
                        'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
                 report=stages.bar('surface, words'))
             if config.scene_geometry.enabled:
@@ -194,13 +195,8 @@ class _Stages:
         path = self.work / 'sparse_points.npz'
         report = self.bar('sparse points')
 
-        def make() -> None:
-            with written_atomically(path) as temporary:
-                np.savez(temporary, **vars(triangulate(images)))
-
-        self._once(path, make)
-        with np.load(path, allow_pickle=False) as stored:
-            sparse = SparsePoints(**{key: stored[key] for key in stored.files})
+        self._once(path, lambda: triangulate(images).save(path))
+        sparse = SparsePoints.load(path)
         report(1.0, {'points': len(sparse.points)})
         return sparse
 

@@ -4,9 +4,13 @@ A fraction of a pixel of radial distortion that a calibration misses makes an ad
 trajectories. Here a ray at the angle a from the optical axis is taken for one at
 a (1 + k1 a^2 + k2 a^4); k1 and k2 are the same for all photographs of a camera. The cameras
 themselves stay as they are given.
+
+What is known of the poses must hardly count while k1 and k2 are found: where no loop is closed,
+they would take up what odometry does wrong. And they count only where they are significant.
 """
 
 from dataclasses import dataclass, replace
+import math
 
 from nerfmatch_ros.mapping.bundle_adjustment import (
     directions,
@@ -24,6 +28,7 @@ import numpy as np
 TERMS = 2  # k1, k2
 _PRIOR = np.array([0.02, 0.02])  # standard deviations of k1, k2; what a calibration may miss
 _DAMPING = 1e-9
+_SIGNIFICANT = 5.0  # standard deviations, of terms that are no chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,7 @@ class LensCorrection:
 
     camera: np.ndarray  # (K,) int64, which of them took image k
     terms: np.ndarray  # (G, 2) k1 and k2
+    covariance: np.ndarray | None = None  # (2 G, 2 G) of the terms, if they were found
 
     @staticmethod
     def none(camera: np.ndarray) -> 'LensCorrection':
@@ -47,6 +53,16 @@ class LensCorrection:
         turned = np.clip(turned, 0, np.pi)[:, None]
         axis = np.array([0.0, 0.0, 1.0])
         return np.sin(turned) * outwards + np.cos(turned) * axis
+
+    def significant(self) -> 'LensCorrection':
+        """Keep the terms of cameras where they are no chance; those of the others become 0."""
+        terms = np.zeros_like(self.terms)
+        for number, found in enumerate(self.terms):
+            own = slice(TERMS * number, TERMS * (number + 1))
+            deviations = math.sqrt(found @ np.linalg.solve(self.covariance[own, own], found))
+            if deviations > _SIGNIFICANT:
+                terms[number] = found
+        return replace(self, terms=terms)
 
     def largest(self, rays: np.ndarray, image: np.ndarray) -> float:
         """Give the largest correction of rays (M, 3), radians."""
@@ -92,9 +108,11 @@ def corrected(
             follow[other, number] = (weight * partner * (column + change)).sum()
     if not np.isfinite(follow).all():
         return correction, poses, points
-    step = -np.linalg.solve(hessian + (follow + follow.T) / 2, gradient)
+    covariance = np.linalg.inv(hessian + (follow + follow.T) / 2)
+    step = -covariance @ gradient
     terms = correction.terms + step.reshape(count, TERMS)
-    return (replace(correction, terms=terms), moved(poses, np.tensordot(step, follow_poses, 1)),
+    return (LensCorrection(correction.camera, terms, covariance),
+            moved(poses, np.tensordot(step, follow_poses, 1)),
             points + np.tensordot(step, follow_points, 1))
 
 

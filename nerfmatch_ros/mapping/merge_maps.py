@@ -17,7 +17,7 @@ from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.localization.judge import judged_threshold
-from nerfmatch_ros.mapping.build_folder import check_output, mark_work_folder
+from nerfmatch_ros.mapping.build_folder import check_minutes, check_output, mark_work_folder
 from nerfmatch_ros.mapping.depth_map import DepthMap
 from nerfmatch_ros.mapping.engine import make_engine, once
 from nerfmatch_ros.mapping.field_loss import FieldTrainingConfig
@@ -59,8 +59,7 @@ def merge_maps(
     if output in folders or folders[0] == folders[1]:
         raise DataError(f'{first} and {second} are to be merged into {output}; give two maps '
                         'and another folder for the whole')
-    if minutes is not None and not minutes > 0:
-        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
+    check_minutes(minutes)
     keep_freed_memory()
     started = time.monotonic()
     work = output.with_name(output.name + '.build')

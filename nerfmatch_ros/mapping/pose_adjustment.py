@@ -12,7 +12,13 @@ from nerfmatch_ros.mapping.feature_pairs import ImagePair, PairConfig
 from nerfmatch_ros.mapping.feature_tracks import fitting, make_tracks, starting_points, Tracks
 from nerfmatch_ros.mapping.features import Features
 from nerfmatch_ros.mapping.lens_correction import corrected, LensCorrection
-from nerfmatch_ros.mapping.pose_factors import AbsolutePoses, Motions, PoseFactors, Upright
+from nerfmatch_ros.mapping.pose_factors import (
+    AbsolutePoses,
+    Motions,
+    PoseFactors,
+    Upright,
+    Weakened,
+)
 from nerfmatch_ros.mapping.pose_prior import PosePrior
 from nerfmatch_ros.mapping.rotation_averaging import average_rotations, turn_residuals
 import numpy as np
@@ -23,6 +29,7 @@ _WIDE_LOSSES = (40.0, 10.0)  # pixels, of the adjustments that begin far from th
 _RAYLEIGH_MEDIAN = math.sqrt(2 * math.log(2))  # median length of 2-D normal noise
 _SIGMA_FLOOR = 0.5  # pixels; keypoints are never trusted to be better than this
 _LOOSE_ROTATION = math.radians(20)  # radians, least sigma of given rotations when averaging
+_WEAKENED = 30.0  # times, what is known of poses while lenses are found
 _LENS_ROUNDS = 3  # of correcting the lenses and adjusting to it
 _ENOUGH = 4  # times the least sightings; an image with fewer takes points that two images see
 
@@ -39,9 +46,8 @@ class ConsistencyConfig:
     max_error: float = 4.0  # pixels, of a sighting that is kept
     min_sightings: int = 12  # of an image; with fewer its pose is not taken from them
     fewest_images: int = 3  # that must be tied together, or nothing is changed
-    # Find what calibrations leave of radial distortion, beside the poses. Where nothing closes a
-    # loop, it also takes up what odometry does wrong.
-    refine_lens: bool = False
+    # Find what calibrations leave of radial distortion, beside the poses, where it is no chance.
+    refine_lens: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +117,31 @@ def solve(
 def _without_lens(
     solution: Solution, cameras: np.ndarray, config: ConsistencyConfig,
 ) -> Solution:
-    """Correct the lenses, and adjust poses and points to corrected sightings."""
+    """Correct the lenses where sightings tell, and adjust poses and points to that."""
     if solution.tied.sum() < config.fewest_images:
         return solution
+    weak = [Weakened(factor, _WEAKENED) for factor in solution.factors]
     lens, seen = LensCorrection.none(cameras), solution.tracks
     poses, points, tracks = solution.poses, solution.points, seen
-    for _ in range(_LENS_ROUNDS):
-        lens, poses, points = corrected(
-            lens, poses, points, tracks.observations(solution.sigma), solution.factors,
-            loss_scale=config.loss_scale)
-        tracks = replace(seen, rays=lens.apply(seen.rays, seen.image))
-        result = adjust(poses, points, tracks.observations(solution.sigma), solution.factors,
+
+    def adjusted(factors: list[PoseFactors]) -> None:
+        nonlocal poses, points
+        result = adjust(poses, points, tracks.observations(solution.sigma), factors,
                         loss_scale=config.loss_scale, tolerance=1e-5)
         poses, points = result.poses, result.points
+
+    adjusted(weak)
+    for _ in range(_LENS_ROUNDS):
+        lens, poses, points = corrected(
+            lens, poses, points, tracks.observations(solution.sigma), weak,
+            loss_scale=config.loss_scale)
+        tracks = replace(seen, rays=lens.apply(seen.rays, seen.image))
+        adjusted(weak)
+    lens = lens.significant()
+    if not lens.terms.any():
+        return solution
+    tracks = replace(seen, rays=lens.apply(seen.rays, seen.image))
+    adjusted(solution.factors)
     largest = lens.largest(seen.rays, seen.image) / float(np.median(seen.pixel_angle))
     return replace(solution, poses=poses, points=points, tracks=tracks, lens_px=largest)
 

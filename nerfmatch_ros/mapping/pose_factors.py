@@ -5,7 +5,7 @@ the poses it speaks of: position (metres), then rotation (radians), both along t
 in geometry/pose.py. Letters: R, p = rotation and position of map_from_camera.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -102,6 +102,23 @@ class Upright:
         jacobian = np.zeros((len(now), 2, 6))
         jacobian[:, :, 3:] = -hat(up)[:, :2]
         return LinearFactors(up[:, :2] / self.sigma, self.index, jacobian / self.sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class Weakened:
+    """Factors with standard deviations `by` times as large: they fix little but a frame."""
+
+    factors: PoseFactors
+    by: float
+    loss_scale: float = np.inf
+
+    def linearise(self, poses: np.ndarray) -> LinearFactors:
+        """Give residuals and derivatives around poses (K, 4, 4)."""
+        linear = self.factors.linearise(poses)
+        second = linear.second_jacobian
+        return replace(linear, residual=linear.residual / self.by,
+                       first_jacobian=linear.first_jacobian / self.by,
+                       second_jacobian=None if second is None else second / self.by)
 
 
 def hat(vectors: np.ndarray) -> np.ndarray:

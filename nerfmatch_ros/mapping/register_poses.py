@@ -1,5 +1,4 @@
-"""
-Rough poses mended before a map is made of them: the steps one after the other, resumable.
+"""Rough poses mended before a map is made of them: the steps one after the other, resumable.
 
 Steps, in the order that the configuration names them: `l2g` and `barf` move the cameras while a
 field is learned; `features` makes them consistent with what photographs share, with odometry and

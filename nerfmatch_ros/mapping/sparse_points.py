@@ -7,9 +7,11 @@ DS-NeRF, Deng et al., CVPR 2022). Everything is measured on rays, so any camera 
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
+from pathlib import Path
 
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import DataError
+from nerfmatch_ros.files import written_atomically
 from nerfmatch_ros.mapping.features import detect_features, join_tracks, match_features
 from nerfmatch_ros.mapping.ray_intersection import (
     fit_robustly,
@@ -31,6 +33,17 @@ class SparsePoints:
     image_index: np.ndarray  # (M,) int64, position in the list of images
     pixel: np.ndarray  # (M, 2) float64, pixels of the full-size image
     point_index: np.ndarray  # (M,) int64, row of `points`
+
+    def save(self, path: Path) -> None:
+        """Write them to a file (npz)."""
+        with written_atomically(path) as temporary:
+            np.savez(temporary, **vars(self))
+
+    @staticmethod
+    def load(path: Path) -> 'SparsePoints':
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            return SparsePoints(**{key: stored[key] for key in stored.files})
 
 
 def no_points() -> SparsePoints:

@@ -23,7 +23,12 @@ from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.files import write_text, written_atomically
 from nerfmatch_ros.localization.judge import judged_threshold
 from nerfmatch_ros.localization.localizer import Localizer
-from nerfmatch_ros.mapping.build_folder import check_output, describe_image, mark_work_folder
+from nerfmatch_ros.mapping.build_folder import (
+    check_minutes,
+    check_output,
+    describe_image,
+    mark_work_folder,
+)
 from nerfmatch_ros.mapping.changes import (
     ChangeConfig,
     Changes,
@@ -82,8 +87,7 @@ def update_map(
     if len(images) < FEWEST_IMAGES:
         raise DataError(f'an update needs at least {FEWEST_IMAGES} photographs, '
                         f'{len(images)} given')
-    if minutes is not None and not minutes > 0:
-        raise DataError(f'{minutes} minutes of training are asked for; give a positive number')
+    check_minutes(minutes)
     keep_freed_memory()
     started = time.monotonic()
     engine = make_engine(device)
@@ -185,13 +189,8 @@ class UpdateStages(MapLife):
         """Triangulate what the new photographs have in common."""
         path, report = self.work / 'sparse_points.npz', self.bar('sparse points')
 
-        def make() -> None:
-            with written_atomically(path) as temporary:
-                np.savez(temporary, **vars(triangulate(new)))
-
-        self.once(path, make)
-        with np.load(path, allow_pickle=False) as stored:
-            sparse = SparsePoints(**{key: stored[key] for key in stored.files})
+        self.once(path, lambda: triangulate(new).save(path))
+        sparse = SparsePoints.load(path)
         report(1.0, {'points': len(sparse.points)})
         return sparse
 

@@ -73,6 +73,11 @@ class ExtractedFrames:
         return {f'bag_{name}': (self.folder / name).read_bytes()
                 for name in (REPORT, FRAMES, PICTURE) if (self.folder / name).is_file()}
 
+    def origin(self) -> dict:
+        """Give where the poses came from, as a map notes it."""
+        return {'from': self.report.get('poses_from', ''), 'frame': self.frame,
+                'up': '+z, as REP 105 has it' if self.z_up else 'not known'}
+
 
 def _silent(name: str) -> Report:
     return lambda done, numbers=None: None

@@ -556,11 +556,12 @@ def test_real_photographs_come_out_of_a_simulated_drive_as_they_went_in(shared_d
 def test_a_build_takes_its_photographs_from_the_bag_and_keeps_the_report(tmp_path, monkeypatch):
     from nerfmatch_ros.mapping import build_map as module
     bag = write(tmp_path / 'bag', drive(9))
-    taken, told = [], []
+    taken, told, origins = [], [], []
 
-    def build_map(images, output, config, *_, rough, **__):
+    def build_map(images, output, config, *_, rough, origin, **__):
         taken[:] = images
         told.append((rough, config.registration.odometry))
+        origins.append(origin)
         output.mkdir(exist_ok=True)
 
     monkeypatch.setattr(module, 'build_map', build_map)
@@ -569,6 +570,7 @@ def test_a_build_takes_its_photographs_from_the_bag_and_keeps_the_report(tmp_pat
     assert cli.main(arguments) == 0
     assert cli.main([*arguments, '--poses', 'exact']) == 0
     assert told == [(True, ODOMETRY), (False, None)]  # what odometry says is rough
+    assert origins[0]['frame'] == 'odom' and origins[0]['up'].startswith('+z')
     assert len(taken) == 9 and taken[0].path.is_relative_to(tmp_path / 'map.build' / 'frames')
     assert {path.name for path in (tmp_path / 'map').iterdir()} \
         == {'bag_report.json', 'bag_frames.csv', 'bag_trajectory.png'}
