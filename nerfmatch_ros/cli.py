@@ -1,6 +1,7 @@
 """
-The command line: `nerfmatch build | frames | merge | train-matcher | surface-cache | localize |
-evaluate | bench | import | inspect | render | bag | replay | doctor | demo`.
+The command line: `nerfmatch build | frames | merge | train-matcher | train-scene-geometry |
+surface-cache | localize | evaluate | bench | import | inspect | render | bag | replay | doctor |
+demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -21,7 +22,7 @@ from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.files import NO_SPACE
 from nerfmatch_ros.import_verbs import import_verb
 from nerfmatch_ros.map_life_verbs import merge
-from nerfmatch_ros.train_verbs import train_matcher
+from nerfmatch_ros.train_verbs import train_matcher, train_scene_geometry
 import tyro
 from tyro.conf import arg, Positional
 
@@ -428,6 +429,7 @@ def doctor(
 
 VERBS = {
     'build': build, 'frames': frames, 'merge': merge, 'train-matcher': train_matcher,
+    'train-scene-geometry': train_scene_geometry,
     'surface-cache': surface_cache, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
     'bench refine': bench_refine, 'bench registration': bench_registration,
     'bench scene-geometry': bench_scene_geometry,
