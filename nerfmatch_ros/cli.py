@@ -264,6 +264,9 @@ def bench_scene_geometry(
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='of each variant, at most')] = None,
     steps: Annotated[int | None, arg(help='of each variant, at most')] = None,
+    positions: Annotated[float | None, arg(
+        metavar='SHARE', help='instead of variants: learn the poses of the first such share of '
+        'the photographs, then the positions alone of the others, and measure on these')] = None,
     markdown: Annotated[Path | None, arg(
         metavar='FILE', help='replace the section of this data set in a document')] = None,
     device: Device = 'auto',
@@ -278,11 +281,18 @@ def bench_scene_geometry(
     training = load_config(BuildConfig, config).scene_geometry.training
     if steps is not None:
         training = replace(training, steps=steps)
-    report = scene_geometry_bench.bench_scene_geometry(
-        read_posed_images(images, 'train'), read_posed_images(images, 'test'), variants, training,
-        output, device=choose_device(device), minutes=minutes, say=print)
+    options = {'device': choose_device(device), 'minutes': minutes, 'say': print}
+    name = images.resolve().name
+    if positions is None:
+        report = scene_geometry_bench.bench_scene_geometry(
+            read_posed_images(images, 'train'), read_posed_images(images, 'test'), variants,
+            training, output, **options)
+    else:
+        name += ', positions alone'
+        report = scene_geometry_bench.bench_positions(*scene_geometry_bench.parted(
+            read_posed_images(images, None), positions), training, output, **options)
     if markdown is not None:
-        scene_geometry_bench.write_section(report, markdown, images.resolve().name, _command())
+        scene_geometry_bench.write_section(report, markdown, name, _command())
     scene_geometry_bench.print_scene_geometry(report)
 
 
