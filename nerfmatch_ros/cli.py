@@ -1,6 +1,7 @@
 """
-The command line: `nerfmatch build | frames | merge | train-matcher | surface-cache | localize |
-evaluate | bench | import | inspect | render | bag | replay | doctor | demo`.
+The command line: `nerfmatch build | frames | merge | train-matcher | train-scene-geometry |
+surface-cache | localize | evaluate | bench | import | inspect | render | bag | replay | doctor |
+demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -21,7 +22,7 @@ from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.files import NO_SPACE
 from nerfmatch_ros.import_verbs import import_verb
 from nerfmatch_ros.map_life_verbs import merge
-from nerfmatch_ros.train_verbs import train_matcher
+from nerfmatch_ros.train_verbs import train_matcher, train_scene_geometry
 import tyro
 from tyro.conf import arg, Positional
 
@@ -263,6 +264,9 @@ def bench_scene_geometry(
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='of each variant, at most')] = None,
     steps: Annotated[int | None, arg(help='of each variant, at most')] = None,
+    positions: Annotated[float | None, arg(
+        metavar='SHARE', help='instead of variants: learn the poses of the first such share of '
+        'the photographs, then the positions alone of the others, and measure on these')] = None,
     markdown: Annotated[Path | None, arg(
         metavar='FILE', help='replace the section of this data set in a document')] = None,
     device: Device = 'auto',
@@ -277,11 +281,18 @@ def bench_scene_geometry(
     training = load_config(BuildConfig, config).scene_geometry.training
     if steps is not None:
         training = replace(training, steps=steps)
-    report = scene_geometry_bench.bench_scene_geometry(
-        read_posed_images(images, 'train'), read_posed_images(images, 'test'), variants, training,
-        output, device=choose_device(device), minutes=minutes, say=print)
+    options = {'device': choose_device(device), 'minutes': minutes, 'say': print}
+    name = images.resolve().name
+    if positions is None:
+        report = scene_geometry_bench.bench_scene_geometry(
+            read_posed_images(images, 'train'), read_posed_images(images, 'test'), variants,
+            training, output, **options)
+    else:
+        name += ', positions alone'
+        report = scene_geometry_bench.bench_positions(*scene_geometry_bench.parted(
+            read_posed_images(images, None), positions), training, output, **options)
     if markdown is not None:
-        scene_geometry_bench.write_section(report, markdown, images.resolve().name, _command())
+        scene_geometry_bench.write_section(report, markdown, name, _command())
     scene_geometry_bench.print_scene_geometry(report)
 
 
@@ -428,6 +439,7 @@ def doctor(
 
 VERBS = {
     'build': build, 'frames': frames, 'merge': merge, 'train-matcher': train_matcher,
+    'train-scene-geometry': train_scene_geometry,
     'surface-cache': surface_cache, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
     'bench refine': bench_refine, 'bench registration': bench_registration,
     'bench scene-geometry': bench_scene_geometry,

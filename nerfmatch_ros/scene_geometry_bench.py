@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import json
 from pathlib import Path
 import time
+from typing import Any
 
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
@@ -18,6 +19,7 @@ from nerfmatch_ros.evaluation.document import number, row, text_of, with_section
 from nerfmatch_ros.evaluation.metrics import median, pose_errors, PoseErrors, recall
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.localization.scene_geometry_localizer import GeometryReader
+from nerfmatch_ros.mapping.map_scene_geometry import GOING_ON_RATE
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining, train_scene_geometry
 from nerfmatch_ros.scene_geometry import SceneGeometry
 import numpy as np
@@ -96,19 +98,62 @@ def bench_scene_geometry(
         path = folder / 'result.json'
         if not path.exists():
             say(name)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(
-                _trained_and_measured(train, test, config, folder, device, minutes)))
+            _, result = _trained_and_measured(train, test, config, folder, device, minutes)
+            write_text(path, json.dumps(result))
         report['results'][name] = json.loads(path.read_text(encoding='utf-8'))
     write_text(output / 'scene_geometry.json', json.dumps(report, indent=1) + '\n')
     return report
 
 
+def bench_positions(
+    known: Sequence[PosedImage], new: Sequence[PosedImage], test: Sequence[PosedImage],
+    training: SceneGeometryTraining, output: Path, *, device: str = 'cpu',
+    minutes: float | None = None, say: Callable[[str], None] = lambda text: None,
+) -> dict:
+    """
+    Learn poses of known photographs, then the positions of new ones; measure before and after.
+
+    test: posed photographs of neither. What is finished in `output` is kept; the report is also
+    in `output/positions.json`.
+    """
+    path = output / 'positions.json'
+    if not path.exists():
+        say('poses of the known photographs')
+        start, before = _trained_and_measured(
+            known, test, training, output / 'known', device, minutes)
+        say('positions of the new ones')
+        further = replace(training, labels='position', rate=GOING_ON_RATE * training.rate)
+        _, after = _trained_and_measured(
+            new, test, further, output / 'positions', device, minutes, start=start, anchors=known)
+        write_text(path, json.dumps({
+            'train': f'{len(known)} with poses, {len(new)} with positions', 'test': len(test),
+            'minutes': minutes, 'results': {'poses of the known': before,
+                                            '+ positions of the new': after}}, indent=1) + '\n')
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def parted(
+    images: Sequence[PosedImage], share: float,
+) -> tuple[list[PosedImage], list[PosedImage], list[PosedImage]]:
+    """Part images of the splits 'train' and 'test' in their order, where a share is behind.
+
+    Gives those to train on before and behind that place, and those to measure with behind it.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f'a share of {share:g} of the photographs with poses leaves nothing to '
+                          'compare; give one between 0 and 1')
+    place = round(share * len(images))
+    known, new = ([image for image in part if image.split == 'train']
+                  for part in (images[:place], images[place:]))
+    return known, new, [image for image in images[place:] if image.split == 'test']
+
+
 def _trained_and_measured(
     train: Sequence[PosedImage], test: Sequence[PosedImage], config: SceneGeometryTraining,
-    folder: Path, device: str, minutes: float | None,
-) -> dict:
-    """Give the figures of one variant."""
+    folder: Path, device: str, minutes: float | None, **options: Any,
+) -> tuple[SceneGeometry, dict]:
+    """Give the network of one variant, and its figures; options: of the training."""
+    folder.mkdir(parents=True, exist_ok=True)
     steps, began = [0], time.process_time()
 
     def count(progress: float, numbers: dict) -> None:
@@ -116,11 +161,11 @@ def _trained_and_measured(
 
     network = train_scene_geometry(
         train, config, checkpoint=folder / 'checkpoint', minutes=minutes, device=device,
-        report=count)
+        report=count, **options)
     seconds = time.process_time() - began
-    return {**measured(network, test), 'steps': steps[0], 'cpu_seconds': seconds,
-            'parameters': sum(p.numel() for p in network.parameters()),
-            'training': to_dict(config)}
+    return network, {
+        **measured(network, test), 'steps': steps[0], 'cpu_seconds': seconds,
+        'parameters': sum(p.numel() for p in network.parameters()), 'training': to_dict(config)}
 
 
 def measured(network: SceneGeometry, test: Sequence[PosedImage]) -> dict:

@@ -7,7 +7,13 @@ from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining
 from nerfmatch_ros.scene_geometry import SceneGeometry, SceneGeometryConfig
-from nerfmatch_ros.scene_geometry_bench import bench_scene_geometry, errors_of, variant_named
+from nerfmatch_ros.scene_geometry_bench import (
+    bench_positions,
+    bench_scene_geometry,
+    errors_of,
+    parted,
+    variant_named,
+)
 import numpy as np
 import pytest
 
@@ -23,10 +29,15 @@ def images(room):
 @pytest.fixture
 def trained(monkeypatch):
     """Stand for the training; the configurations that it was asked for."""
-    asked = []
+    class Asked(list):
+        def __init__(self):
+            self.options = []
+
+    asked = Asked()
 
     def stand_in(images, config, *, report, **options):
         asked.append(config)
+        asked.options.append(options)
         report(1.0, {'step': config.steps})
         return SceneGeometry(config.network).eval().requires_grad_(False)
 
@@ -51,6 +62,30 @@ def test_any_other_name_is_a_backbone(trained, images, tmp_path):
     assert report['results']['mobilenetv3_small_100']['parameters'] > 100_000
     with pytest.raises(ConfigError, match='no name'):
         variant_named('')
+
+
+def test_positions_go_on_from_poses_and_keep_these_as_anchors(trained, images, tmp_path):
+    known, new, test = parted(split(images), 0.5)
+    report = bench_positions(known, new, test, CONFIG, tmp_path)
+    assert list(report['results']) == ['poses of the known', '+ positions of the new']
+    assert [config.labels for config in trained] == ['pose', 'position']
+    assert trained.options[1]['anchors'] == known and trained.options[1]['start'] is not None
+    assert bench_positions(known, new, test, CONFIG, tmp_path) == report and len(trained) == 2
+
+
+def test_a_data_set_is_parted_in_its_order(images):
+    known, new, test = parted(split(images), 0.5)
+    assert [image.name for image in known] == [image.name for image in images[:2]]
+    assert [image.name for image in new] == [image.name for image in images[3:5]]
+    assert [image.name for image in test] == [images[5].name]
+    with pytest.raises(ConfigError, match='between 0 and 1'):
+        parted(images, 1.0)
+
+
+def split(images):
+    """Every third photograph is to measure with."""
+    return [replace(image, split='test' if k % 3 == 2 else 'train')
+            for k, image in enumerate(images)]
 
 
 def test_finished_variants_are_kept(trained, images, tmp_path):
