@@ -43,8 +43,9 @@ Precision = Annotated[
     arg(help="of the networks; map: the map's own, auto: half where the device is faster in it")]
 LocalizerName = Annotated[
     Literal['map', 'nerfmatch', 'scene_geometry', 'hybrid'],
-    arg(help="what finds poses; map: what the map says, nerfmatch: matching with the map, "
-             "scene_geometry: one network alone, hybrid: matching from the network's pose")]
+    arg(help="what finds poses; map: what the map says (hybrid, if it has scene geometry), "
+             "nerfmatch: matching with the map, scene_geometry: one network alone, hybrid: "
+             "matching from the network's pose")]
 Split = Annotated[
     Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")]
 
@@ -296,6 +297,35 @@ def bench_scene_geometry(
     scene_geometry_bench.print_scene_geometry(report)
 
 
+def bench_localizers(
+    *,
+    map: MapFolder,
+    images: Images,
+    split: Split = 'test',
+    limit: Annotated[int | None, arg(help='at most that many images, spread evenly')] = None,
+    elsewhere: Annotated[tuple[Path, ...], arg(
+        metavar='DIR...', help='photographs of other places, where every pose is wrong')] = (),
+    output: Annotated[Path | None, arg(help='folder for localizers.json')] = None,
+    markdown: Annotated[Path | None, arg(
+        metavar='FILE', help='replace the section of this map in a document')] = None,
+    device: Device = 'auto',
+) -> None:
+    """Compare the localizers of a map from nothing: how close, how often, how long, how sure."""
+    from nerfmatch_ros.config import choose_device
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.evaluation import localizer_bench
+    from nerfmatch_ros.evaluation.refinement_bench import evenly_chosen
+    from nerfmatch_ros.localization.localizer import load_map
+    queries = evenly_chosen(read_posed_images(images, _named(split)), limit)
+    foreign = {folder.resolve().name: evenly_chosen(read_posed_images(folder), limit)
+               for folder in elsewhere}
+    report = localizer_bench.bench_localizers(
+        load_map(map, choose_device(device)), queries, foreign, say=print)
+    localizer_bench.write_report(report, output=output, markdown=markdown,
+                                 name=map.resolve().name, command=_command())
+    localizer_bench.print_localizers(report)
+
+
 def inspect(
     map: Annotated[Positional[Path], arg(metavar='MAP', help='folder of the map')],
     *,
@@ -442,7 +472,7 @@ VERBS = {
     'train-scene-geometry': train_scene_geometry,
     'surface-cache': surface_cache, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
     'bench refine': bench_refine, 'bench registration': bench_registration,
-    'bench scene-geometry': bench_scene_geometry,
+    'bench scene-geometry': bench_scene_geometry, 'bench localizers': bench_localizers,
     'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
     'doctor': doctor, 'demo': demo,
 }

@@ -76,7 +76,7 @@ def test_an_update_drops_scene_geometry_that_does_not_know_what_is_new(folder):
     stages = UpdateStages.__new__(UpdateStages)
     stages.old = SceneMap.load(folder)
     assert stages.old.localization['localizer'] == 'scene_geometry'
-    assert stages._as_built(12).localization.localizer == 'nerfmatch'
+    assert stages._as_built(12).localization.localizer == 'auto'
 
 
 def trained(images, work, held, monkeypatch=None, **changes):

@@ -69,7 +69,8 @@ class BuildConfig:
         if self.surface_cache_points < 0:
             raise ConfigError(f'surface_cache_points is {self.surface_cache_points}; give a '
                               'positive number, or 0 for no surface cache')
-        if self.localization.localizer != 'nerfmatch' and not self.scene_geometry.enabled:
+        needs = self.localization.localizer in ('scene_geometry', 'hybrid')
+        if needs and not self.scene_geometry.enabled:
             raise ConfigError(f"localization.localizer is '{self.localization.localizer}', which "
                               'needs scene geometry; build with --scene-geometry')
         if self.working_size is not None:
