@@ -52,7 +52,7 @@ def build(
         'by +; else as configured. With --poses none: how found ones are polished')] = None,
     scene_geometry: Annotated[bool, arg(
         help='train a second localizer for this map, too: one network, image to pose, no search; '
-             'for --localizer scene_geometry or hybrid')] = False,
+             'matching then looks first from its pose')] = False,
     config: Annotated[Path | None, arg(
         help='YAML file, see config/build_map.yaml, or config/update_map.yaml with --update')
     ] = None,
