@@ -100,7 +100,10 @@ def bench_scene_geometry(
             say(name)
             _, result = _trained_and_measured(train, test, config, folder, device, minutes)
             write_text(path, json.dumps(result))
-        report['results'][name] = json.loads(path.read_text(encoding='utf-8'))
+        report['results'][name] = result = json.loads(path.read_text(encoding='utf-8'))
+        if result['training'] != to_dict(config):
+            raise DataError(f'{path} was trained otherwise than asked for now; give another '
+                            '--output or delete it')
     write_text(output / 'scene_geometry.json', json.dumps(report, indent=1) + '\n')
     return report
 

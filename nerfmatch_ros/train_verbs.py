@@ -58,6 +58,8 @@ def train_scene_geometry(
         'without them what the new ones do not show may be forgotten')] = None,
     go_on: Annotated[bool, arg(
         help='from the network that the map has, as --labels position always does')] = False,
+    rendered: Annotated[int, arg(
+        help='views of the field from new places that are learned as well')] = 0,
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, else as many as a build gives')
                        ] = None,
@@ -87,5 +89,6 @@ def train_scene_geometry(
         figures = train_for_map(
             map, read_posed_images(images, chosen), training, calibration=stage.calibration,
             anchors=[] if anchors is None else read_posed_images(anchors, chosen), go_on=go_on,
-            minutes=minutes, device=choose_device(device), report=bars.bar('scene geometry'))
+            rendered=rendered, minutes=minutes, device=choose_device(device),
+            report=bars.bar('scene geometry'))
     print(', '.join(f'{name} {value}' for name, value in figures.items()))

@@ -6,6 +6,7 @@ import shutil
 from nerfmatch_ros import cli
 from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.mapping import rendered_views
 from nerfmatch_ros.mapping.calibrate_scene_geometry import GeometryCalibrationConfig
 from nerfmatch_ros.mapping.map_scene_geometry import train_for_map
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining
@@ -60,8 +61,8 @@ def test_positions_alone_carry_it_on_whatever_the_orientations_say(copied, image
     training = replace(TRAINING, labels='position')
     figures = train_for_map(copied, images, training)
     train_for_map(other, lost, training)
-    assert figures == {'images': 12, 'anchors': 0, 'held_out': 0, 'labels': 'position',
-                       'went_on': True}
+    assert figures == {'images': 12, 'anchors': 0, 'held_out': 0, 'rendered': 0,
+                       'labels': 'position', 'went_on': True}
     torch.testing.assert_close(weights_of(copied), weights_of(other))
     assert not torch.equal(weights_of(copied), before)
 
@@ -76,6 +77,14 @@ def test_anchors_are_learned_and_kept_apart_from_what_measures(copied, images):
     figures = train_for_map(copied, images[:4], replace(TRAINING, labels='position'),
                             anchors=images, calibration=QUICK)
     assert figures['anchors'] + figures['held_out'] == 12 and figures['held_out'] > 0
+
+
+def test_views_of_the_field_can_be_learned_as_well(copied, images, monkeypatch):
+    monkeypatch.setattr(rendered_views, '_LEAST_KNOWN', 0.0)  # the map is hardly trained
+    training = replace(TRAINING, losses=replace(TRAINING.losses, points=1.0))
+    figures = train_for_map(copied, images, training, rendered=2, calibration=QUICK)
+    assert figures['rendered'] == 2
+    assert figures['images'] == 12 - figures['held_out'] + 2
 
 
 def test_positions_need_a_network_to_go_on_from(tiny_map, images):

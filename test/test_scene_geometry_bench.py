@@ -92,6 +92,9 @@ def test_finished_variants_are_kept(trained, images, tmp_path):
     reports = [bench_scene_geometry(images[:4], images[4:], ['pose loss'], CONFIG, tmp_path)
                for _ in range(2)]
     assert len(trained) == 1 and reports[0] == reports[1]
+    with pytest.raises(DataError, match='another --output'):
+        bench_scene_geometry(images[:4], images[4:], ['pose loss'], replace(CONFIG, steps=3),
+                             tmp_path)
 
 
 def test_what_measures_must_not_have_trained(trained, images, tmp_path):

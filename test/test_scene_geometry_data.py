@@ -1,5 +1,8 @@
 """Batches for scene geometry: what cells look at stays true however a picture is turned."""
 
+from dataclasses import replace
+
+import cv2
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.errors import DataError
@@ -93,6 +96,20 @@ def test_pictures_of_several_cameras_come_in_one_size(images):
     batch = data.plain([0, 6])
     assert batch.pictures.shape == (2, 3, 64, 96)
     assert not batch.seen[1].all() and batch.seen[1].any()  # above and below it shows nothing
+
+
+def test_sky_and_what_is_masked_has_no_place(images, tmp_path):
+    camera = images[0].camera
+    sky, mask = (np.full((camera.height, camera.width), value, np.uint8) for value in (0, 255))
+    sky[:camera.height // 2] = 255
+    mask[:, camera.width // 2:] = 0
+    for name, picture in (('sky.png', sky), ('mask.png', mask)):
+        assert cv2.imwrite(str(tmp_path / name), picture)
+    masked = replace(images[0], sky_path=tmp_path / 'sky.png', mask_path=tmp_path / 'mask.png')
+    batch = GeometryData([masked, images[1]], 96, augmentation=STEADY).plain([0, 1])
+    still = batch.still.view(2, 8, 12)
+    assert batch.seen.all() and still[1].all()
+    assert still[0, 5:, :5].all() and not still[0, :4].any() and not still[0, :, 7:].any()
 
 
 def test_photographs_without_poses_are_refused(images):

@@ -136,6 +136,20 @@ def test_cells_that_do_not_show_the_scene_change_nothing(generator):
     assert before == after
 
 
+def test_cells_without_a_place_count_for_the_pose_alone(generator):
+    truth = truth_of(generator)
+    geometry = moved(exact(truth, generator), generator)
+    labels = labels_of(truth, geometry, depth=geometry.depth)
+    still = labels.seen.clone()
+    still[:, ::4] = False
+    points = geometry.map_points.clone()
+    points[:, ::4] += 5
+    before, after = (scene_geometry_losses(given, replace(labels, still=still), EXTENT, ALL)
+                     for given in (geometry, replace(geometry, map_points=points)))
+    assert before.pop('pose') != after.pop('pose')
+    assert before == after
+
+
 def test_rotations_are_never_looked_at_where_only_positions_are_known(generator):
     truth = truth_of(generator)
     geometry = moved(exact(truth, generator), generator)

@@ -11,12 +11,15 @@ import logging
 from pathlib import Path
 
 from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.data.working_image import working_focal, working_view
 from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.localization.render_views import default_camera
 from nerfmatch_ros.mapping.calibrate_scene_geometry import (
     calibrate_scene_geometry,
     GeometryCalibrationConfig,
 )
 from nerfmatch_ros.mapping.held_out import held_out
+from nerfmatch_ros.mapping.rendered_views import render_new_views
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining, train_scene_geometry
 from nerfmatch_ros.scene_map import SceneMap, store_scene_geometry
 
@@ -29,15 +32,17 @@ Report = Callable[[float, dict], None]
 def train_for_map(
     folder: Path, images: Sequence[PosedImage], training: SceneGeometryTraining, *,
     calibration: GeometryCalibrationConfig | None = None, anchors: Sequence[PosedImage] = (),
-    go_on: bool = False, minutes: float | None = None, device: str = 'cpu',
+    go_on: bool = False, rendered: int = 0, minutes: float | None = None, device: str = 'cpu',
     report: Report = lambda progress, numbers: None,
 ) -> dict:
     """Give the map in `folder` scene geometry learned from photographs in its frame.
 
     images: posed, or of labels 'position' with positions; anchors: posed photographs that are
     learned beside those. go_on: from the network that the map has, as labels 'position' always
-    do. An interrupted training goes on from a file beside the map. Gives figures. Raises
-    ConfigError for a map without the network to go on from, MapError for what is no map.
+    do. rendered: views of the field from new places, with depth, that are learned as well, which
+    the paper does not do; losses.points says how much their points count. An interrupted training
+    goes on from a file beside the map. Gives figures. Raises ConfigError for a map without the
+    network to go on from, MapError for what is no map.
     """
     scene_map = SceneMap.load(folder)
     go_on = go_on or training.labels == 'position'
@@ -53,6 +58,11 @@ def train_for_map(
     names = {image.name for image in held}
     images, anchors = ([image for image in given if image.name not in names]
                        for given in (images, anchors))
+    views = _rendered(scene_map, rendered, training, device)
+    if training.labels == 'position':
+        anchors = [*anchors, *views]
+    else:
+        images = [*images, *views]
     checkpoint = Path(folder).resolve().with_name(Path(folder).resolve().name
                                                   + '.scene_geometry.checkpoint')
     network = train_scene_geometry(
@@ -68,4 +78,16 @@ def train_for_map(
     store_scene_geometry(folder, network, measured, scene_map.sha256)
     checkpoint.unlink(missing_ok=True)
     return {'images': len(images), 'anchors': len(anchors), 'held_out': len(held),
-            'labels': training.labels, 'went_on': start is not None}
+            'rendered': len(views), 'labels': training.labels, 'went_on': start is not None}
+
+
+def _rendered(
+    scene_map: SceneMap, count: int, training: SceneGeometryTraining, device: str,
+) -> list[PosedImage]:
+    """Render views of the size that the network sees; none where none are asked for."""
+    if not count:
+        return []
+    camera = default_camera(scene_map.cameras)
+    side = training.network.longest_side
+    seen = working_view(camera, working_focal([camera], side), side).camera
+    return render_new_views(scene_map.to(device), seen, count, seed=training.seed)

@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 import torch
 from torch import Tensor
 
+_COARSER = 4  # masks are kept so much coarser than the photographs
 _FINER = 1.5  # pictures are kept so much finer than the network sees them, for zooms
 
 
@@ -38,6 +39,7 @@ class GeometryBatch:
     rays: Tensor  # (B, hc, wc, 3) K^-1 [u, v, 1] of the cells
     map_from_camera: Tensor  # (B, 4, 4)
     seen: Tensor  # (B, N) bool, cells that the photograph shows
+    still: Tensor  # (B, N) bool, of those the ones that show what stays in its place: no sky
     rotation_known: Tensor  # (B,) bool
     depth: Tensor | None  # (B, N) metres along z, 0 = unknown
 
@@ -63,6 +65,7 @@ class GeometryData:
         self.sources = [_Source(working_view(image.camera, min(_FINER * self.focal, max(
             image.camera.fx, self.focal)), int(2 * _FINER * longest_side))) for image in images]
         self.pictures = PictureCache(images, self.sources)
+        self._masks: dict[int, Tensor | None] = {}
         self.cameras = [working_view(image.camera, self.focal, 2 * longest_side).camera
                         for image in images]
         # One size for all: that of the camera that took most of them.
@@ -111,9 +114,25 @@ class GeometryData:
         seen, depth = source.sees(turned), None
         if self.with_depth:
             depth = self._depth(k, turned)[None]
-        return GeometryBatch(torch.from_numpy(lit).permute(2, 0, 1)[None], rays[None],
-                             torch.from_numpy(pose).float()[None], seen[None],
-                             torch.ones(1, dtype=torch.bool), depth)
+        return GeometryBatch(
+            torch.from_numpy(lit).permute(2, 0, 1)[None], rays[None],
+            torch.from_numpy(pose).float()[None], seen[None], self._still(k, turned, seen)[None],
+            torch.ones(1, dtype=torch.bool), depth)
+
+    def _still(self, k: int, turned: Tensor, seen: Tensor) -> Tensor:
+        """Tell which cells (N,) that are seen show neither sky nor what is masked."""
+        if k not in self._masks:
+            image = self.images[k]
+            valid, sky = image.valid_mask(), image.sky_mask()
+            still = valid if sky is None else ~sky if valid is None else valid & ~sky
+            # Cells are coarse, and there may be many photographs.
+            self._masks[k] = None if still is None else torch.from_numpy(
+                still[::_COARSER, ::_COARSER].copy())
+        mask, camera = self._masks[k], self.images[k].camera
+        if mask is None:
+            return seen
+        column, row = (camera.project(turned) / _COARSER).round().long().unbind(-1)
+        return seen & mask[row.clamp(0, mask.shape[0] - 1), column.clamp(0, mask.shape[1] - 1)]
 
     def _depth(self, k: int, turned: Tensor) -> Tensor:
         """Look up the depths (N,) of photograph k in directions (N, 3) of its own camera.
@@ -136,4 +155,4 @@ def stacked(parts: Sequence[GeometryBatch]) -> GeometryBatch:
     """Join batches of one size."""
     depth = None if parts[0].depth is None else torch.cat([part.depth for part in parts])
     return GeometryBatch(*(torch.cat([getattr(part, name) for part in parts]) for name in (
-        'pictures', 'rays', 'map_from_camera', 'seen', 'rotation_known')), depth)
+        'pictures', 'rays', 'map_from_camera', 'seen', 'still', 'rotation_known')), depth)

@@ -50,6 +50,9 @@ class GeometryLabels:
     # (B,) bool, whose rotations are known; those of the others are never looked at. None: all
     rotation_known: Tensor | None = None
     depth: Tensor | None = None  # (B, N) metres along z of the cells, 0 = unknown
+    # (B, N) bool, of the cells that are seen those that have a place: no sky, nothing that moves.
+    # The others count for the pose, where weights learn to leave them out. None: all
+    still: Tensor | None = None
 
 
 def scene_geometry_losses(
@@ -61,6 +64,7 @@ def scene_geometry_losses(
     extent: () metres, of the scene.
     """
     losses = {}
+    still = labels.seen if labels.still is None else labels.still
     truth, known = labels.map_from_camera.to(geometry.map_points), labels.rotation_known
     if config.pose or known is not None:
         found = weighted_pose(geometry, labels.seen, weighted=config.weighted)
@@ -73,13 +77,13 @@ def scene_geometry_losses(
             known[:, None, None], truth[:, :3, :3], found.rotation), truth[:, :3, 3])
     if config.consistency:
         losses['consistency'] = config.consistency * mean_over(
-            consistency_errors(geometry, truth) / extent, labels.seen)
+            consistency_errors(geometry, truth) / extent, still)
     if config.reprojection:
         losses['reprojection'] = config.reprojection * mean_over(
             robust(reprojection_errors(geometry, truth, _NEAREST * extent), _FAR_OFF),
-            labels.seen)
+            still)
     if config.points and labels.depth is not None:
-        known = labels.seen & (labels.depth > 0)
+        known = still & (labels.depth > 0)
         losses['points'] = config.points * mean_over(
             point_errors(geometry, truth, labels.depth) / extent, known)
     return losses

@@ -146,7 +146,7 @@ def step_losses(
     labels = GeometryLabels(
         batch.map_from_camera.to(device), batch.seen.to(device),
         None if batch.rotation_known.all() else batch.rotation_known.to(device),
-        None if batch.depth is None else batch.depth.to(device))
+        None if batch.depth is None else batch.depth.to(device), batch.still.to(device))
     return scene_geometry_losses(geometry, labels, model.extent, config.losses)
 
 
