@@ -135,14 +135,14 @@ class Watched(HybridLocalizer):
         return self.answer
 
 
-def watched(plain, network, calibration=SURE):
+def watched(plain, network, calibration=SURE, depth=2.0):
     localizer = Watched(
         with_geometry(plain, network, calibration), LocalizerConfig(rounds=0, min_inliers=4))
     localizer.looked, localizer.searched = [], 0
     alone = SceneGeometryLocalizer(with_geometry(plain, Oracle(), SURE)).localize(photograph())
     localizer.answer = replace(
-        alone, source='splatted', points=np.zeros((4, 3)), inlier_mask=np.ones(4, bool),
-        reason='')
+        alone, source='splatted', reason='', inlier_mask=np.ones(4, bool),
+        points=np.tile(TRUTH[:3, 3] + depth * TRUTH[:3, 2], (4, 1)))
     return localizer
 
 
@@ -150,8 +150,16 @@ def test_the_hybrid_looks_from_the_pose_of_the_network_and_searches_nothing(plai
     localizer = watched(plain, Oracle(moved(TRUTH, 0.1)))
     estimate = localizer.localize(photograph())
     assert errors(estimate)[0] < 1e-9 and localizer.searched == 0
+    assert len(localizer.looked) == 1
     np.testing.assert_allclose(localizer.looked[0], moved(TRUTH, 0.1), atol=1e-4)
     assert estimate.source == f'splatted, {LED}'
+
+
+def test_the_hybrid_looks_again_where_matching_moved_the_pose_far(plain):
+    localizer = watched(plain, Oracle(moved(TRUTH, 0.1)), depth=0.1)  # a wall at hand
+    assert localizer.localize(photograph()).source == f'splatted, {LED}'
+    assert len(localizer.looked) == 2 and localizer.searched == 0
+    np.testing.assert_allclose(localizer.looked[1], TRUTH)
 
 
 @pytest.mark.parametrize('network, calibration, looks, said', [

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
-from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig, Query
+from nerfmatch_ros.localization.iterative_refiner import is_near, refine
+from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig, Query, same_view
 from nerfmatch_ros.localization.scene_geometry_localizer import GeometryReader
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
 
+FAR = 4.0  # cells of the picture, that matching moves half of the points by, for another look
 HOPELESS = 0.1  # a probability below; matching from such a pose would only cost time
 LED, MISLED, UNSURE = (  # of the `source` of an estimate
     'from scene geometry', 'scene geometry led nowhere', 'scene geometry unsure')
@@ -46,5 +48,14 @@ class HybridLocalizer(Localizer):
             self._became = UNSURE
             return super()._first_pose(query)
         estimate = self._look_from(guess.map_from_camera, query)
-        self._became = MISLED if estimate.map_from_camera is None else LED
-        return super()._first_pose(query) if estimate.map_from_camera is None else estimate
+        if estimate.map_from_camera is None:
+            self._became = MISLED
+            return super()._first_pose(query)
+        self._became = LED
+        metres, radians = same_view(estimate, query.view)
+        if not is_near(estimate.map_from_camera, guess.map_from_camera,
+                       (FAR * metres, FAR * radians)):
+            # What was seen from there overlaps little with the image.
+            estimate = refine(
+                estimate, lambda best: self._look_from(best.map_from_camera, query), rounds=1)
+        return estimate

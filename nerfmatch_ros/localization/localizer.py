@@ -150,7 +150,7 @@ class Localizer:
             estimate = self._look_from(prior, query)
         if estimate is None or estimate.map_from_camera is None:
             estimate, prior = self._first_pose(query), None
-        rest = _same_view(estimate, query.view)
+        rest = same_view(estimate, query.view)
         if prior is None or not is_near(estimate.map_from_camera, prior, rest):
             with self._stage('refine'):
                 estimate = refine(
@@ -375,7 +375,7 @@ def load_map(folder: Path, device: str = 'cpu', threads: int | None = None) -> S
     return SceneMap.load(folder).to(device)
 
 
-def _same_view(estimate: PoseEstimate, view: WorkingView) -> tuple[float, float]:
+def same_view(estimate: PoseEstimate, view: WorkingView) -> tuple[float, float]:
     """Metres and radians that a camera may move and still see the same points of the map.
 
     Moved by this much, what half of the matches show moves by a cell of the picture.
