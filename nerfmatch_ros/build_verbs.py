@@ -58,7 +58,8 @@ def build(
     ] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
     split: Annotated[Literal['train', 'test', 'all'] | None, arg(
-        help="frames marked with this split, or 'all'; else train, and all of a bag")] = None,
+        help="frames marked with this split, or 'all'; else train, and all of a bag or of "
+             'pictures without poses')] = None,
     field: Annotated[Path | None, arg(
         help='folder made by nerfmatch import; the map gets this field and trains none')] = None,
     annotations: Annotated[Path | None, arg(
@@ -76,14 +77,21 @@ def build(
     """Make a map from posed photographs or the bag of a robot, or teach an old map new ones."""
     from nerfmatch_ros.config import choose_device, from_dict, load_yaml
     from nerfmatch_ros.data.reader import read_posed_images
-    from nerfmatch_ros.files import written_atomically
     from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
+    from nerfmatch_ros.ros.frame_folder import is_extraction
     if minutes is not None and not minutes > 0:
         raise ConfigError(f'--minutes {minutes} leaves no time; give a positive number')
     if (images is None) == (bag is None):
         raise ConfigError('a map is made of photographs or of a bag: give --images or --bag')
-    if bag is None and (frames != WITHOUT_BAG or camera is not None and poses != 'none'):
+    if bag is None and frames != WITHOUT_BAG:
         raise ConfigError('topics, frames and keyframes are those of a bag: give --bag too')
+    if bag is None and camera is not None and poses != 'none':
+        raise ConfigError('--camera is that of a bag, or of pictures without poses; posed images '
+                          'bring their cameras: leave it out, or give --bag or --poses none')
+    if update is not None and poses in ('exact', 'rough'):
+        raise ConfigError(f'--update finds the places of photographs itself, so --poses {poses} '
+                          'says nothing; leave it out, or give --poses none if the poses that the '
+                          'photographs bring are wrong')
     if scale is not None and (poses != 'none' or bag is not None):
         raise ConfigError('--scale is for pictures without poses: give --images and --poses none')
     if poses == 'none' and (annotations is not None or masks is not None or field is not None):
@@ -115,6 +123,10 @@ def build(
     if bag is not None:
         extracted = _extract(bag, output.with_name(output.name + '.build') / 'frames', frames,
                              camera)
+    elif is_extraction(images):  # by `nerfmatch frames`: what the bag said of the poses holds
+        from nerfmatch_ros.ros.bag_frames import ExtractedFrames
+        extracted = ExtractedFrames.load(images)
+    if extracted is not None:
         images, split = extracted.folder, split or 'all'
     if poses == 'auto':
         poses = 'exact' if extracted is None else extracted.quality
@@ -125,27 +137,26 @@ def build(
     if rough and update is None:
         build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
     # The build removes its own folder in the end, and the frames with it.
-    reports, origin = {}, None
+    reports, origin = {}, {'from': 'the data set', 'up': 'not known'}
     if extracted is not None:
         reports, origin = extracted.reports(), extracted.origin()
-    split = None if split == 'all' else split or 'train'
     if poses == 'none' and update is None:
-        posed, found = _place(images, split, camera, scale, output, from_bag=bag is not None)
+        posed, found = _place(images, split, camera, scale, output,
+                              from_bag=extracted is not None)
         reports['poses_from_motion.json'] = (json.dumps(found, indent=1) + '\n').encode()
         origin = {'from': 'structure from motion', 'up': found['up_from'],
                   'metres': found['scale_from']}
     elif poses == 'none':
-        posed = _without_poses(images, split, camera, from_bag=bag is not None)
+        posed = _without_poses(images, split, camera, from_bag=extracted is not None)
     else:
-        posed = read_posed_images(images, split, annotations=annotations, masks=masks)
+        posed = read_posed_images(images, None if split == 'all' else split or 'train',
+                                  annotations=annotations, masks=masks)
     if update is None:
         build_map(posed, output, build_config, device=chosen, minutes=minutes, rough=rough,
-                  origin=origin, **given)
+                  origin=origin, beside=reports, **given)
     else:
-        update_map(update, posed, output, update_config, device=chosen, minutes=minutes)
-    for name, content in reports.items():
-        with written_atomically(output / name) as temporary:
-            temporary.write_bytes(content)
+        update_map(update, posed, output, update_config, device=chosen, minutes=minutes,
+                   beside=reports)
 
 
 def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) -> BuildConfig:
@@ -167,8 +178,7 @@ def _without_poses(
     from nerfmatch_ros.data.picture_folder import without_poses
     from nerfmatch_ros.data.reader import read_posed_images
     if from_bag:
-        return [replace(image, map_from_camera=None)
-                for image in read_posed_images(folder, split)]
+        return [replace(image, map_from_camera=None) for image in read_posed_images(folder)]
     pictures, calibrated = without_poses(
         folder, split, None if camera is None else read_camera(camera))
     if not calibrated:
@@ -193,7 +203,7 @@ def _place(
         raise ConfigError('poses are found by one process: run without torchrun')
     rough = None
     if from_bag:
-        pictures, calibrated = read_posed_images(folder, split), True
+        pictures, calibrated = read_posed_images(folder), True
         rough = np.stack([image.map_from_camera for image in pictures])
     else:
         pictures, calibrated = without_poses(

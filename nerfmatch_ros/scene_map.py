@@ -5,7 +5,7 @@ files. It is data only: loading it runs no code from it. `map.yaml` is written l
 is swapped in whole, so a map that was cut short is never taken for one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -211,8 +211,11 @@ class SceneMap:
                 key: value for key, value in self.scene_geometry_calibration.items()
                 if key != 'model'} or None}
 
-    def save(self, folder: Path) -> None:
-        """Write the map; an old map in `folder` stays until the new one is whole."""
+    def save(self, folder: Path, beside: Mapping[str, bytes] | None = None) -> None:
+        """Write the map; an old map in `folder` stays until the new one is whole.
+
+        beside: contents of further files, for people, by name.
+        """
         folder = Path(folder).resolve()  # a link is followed: what it points to is replaced
         if folder.exists() and not folder.is_dir():
             raise MapError(f'{folder} is a file; give a folder for the map')
@@ -220,6 +223,8 @@ class SceneMap:
             raise MapError(f'{folder} is not empty and holds no map; choose another folder')
         with _partial(folder) as partial:
             partial.mkdir(parents=True)
+            for name, content in (beside or {}).items():
+                (partial / name).write_bytes(content)
             self._write(partial)
             _swap_in(partial, folder)
 

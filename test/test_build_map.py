@@ -8,6 +8,7 @@ from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
 from nerfmatch_ros.mapping import build_map as build_module
 from nerfmatch_ros.mapping import train_field, train_matcher
+from nerfmatch_ros.mapping.build_folder import describe_image
 from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.radiance_field import renderer
@@ -155,6 +156,7 @@ def test_an_unfinished_build_is_refused_with_other_options(tmp_path, images, mon
         build_map(images, output, TINY)
     moved = images[0].map_from_camera.copy()
     moved[0, 3] += 0.1
+    (tmp_path / 'm.png').touch()
     masked = [[replace(images[0], **{kind: tmp_path / 'm.png'}), *images[1:]]
               for kind in ('mask_path', 'sky_path', 'transient_path', 'depth_path')]
     for other in ((images, replace(TINY, words=13)), (images[:-1], TINY),
@@ -164,6 +166,17 @@ def test_an_unfinished_build_is_refused_with_other_options(tmp_path, images, mon
             build_map(other[0], output, other[1])
     with pytest.raises(DataError, match='unfinished build of other'):
         build_map(images, output, TINY, minutes=3)
+
+
+def test_photographs_of_the_same_names_are_told_apart_by_their_files(tmp_path, images):
+    described = []
+    for folder, content in (('one', b'a'), ('two', b'a'), ('two', b'longer')):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = tmp_path / folder / 'a.png'
+        path.write_bytes(content)
+        described.append(describe_image(replace(images[0], path=path)))
+    assert described[0] != described[1] != described[2]
+    assert described[2] == describe_image(replace(images[0], path=tmp_path / 'two' / 'a.png'))
 
 
 def test_photographs_that_make_no_map_are_refused(tmp_path, images):

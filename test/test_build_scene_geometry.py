@@ -141,7 +141,7 @@ def test_a_map_cannot_name_a_localizer_that_it_will_not_have():
 
 
 @pytest.mark.parametrize('written, share', [
-    ('', 0.5), ('scene_geometry: {minutes_share: 0.3}', 0.3)])
+    ('', 0.3), ('scene_geometry: {minutes_share: 0.4}', 0.4)])
 def test_the_option_of_the_command_switches_it_on(monkeypatch, tmp_path, images, written, share):
     calls = []
     monkeypatch.setattr(build_module, 'build_map', lambda *given, **_: calls.append(given[2]))

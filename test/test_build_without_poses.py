@@ -25,8 +25,10 @@ def built(monkeypatch, origins):
     """Give the calls of build_map, which makes nothing but the folder."""
     calls = []
 
-    def stand_in(images, output, config, *, origin, **options):
+    def stand_in(images, output, config, *, origin, beside, **options):
         output.mkdir()
+        for name, content in beside.items():
+            (output / name).write_bytes(content)
         calls.append(images)
         origins.append(origin)
 
@@ -44,7 +46,7 @@ def test_a_folder_of_pictures_becomes_posed_photographs(tmp_path, built, origins
     camera = tmp_path / 'camera.yaml'
     camera.write_text('model: PINHOLE\nwidth: 240\nheight: 180\nfx: 200\nfy: 205\ncx: 121\n'
                       'cy: 88\n')
-    build_verbs.build(images=folder, output=tmp_path / 'map', poses='none', split='all',
+    build_verbs.build(images=folder, output=tmp_path / 'map', poses='none',
                       camera=camera, scale=('0.png', '5.png', 2.0))
     (images,) = built
     assert [image.name for image in images] == [f'{k}.png' for k in range(6)]
@@ -76,7 +78,8 @@ def test_a_bag_gives_scale_and_frame(tmp_path, built, monkeypatch):
 @pytest.mark.parametrize('options, message', [
     ({'scale': ('a', 'b', 1.0)}, 'without poses'),
     ({'poses': 'none', 'masks': 'm'}, 'belong to given poses'),
-    ({'camera': 'c.yaml'}, 'those of a bag')])
+    ({'camera': 'c.yaml'}, 'bring their cameras'),
+    ({'update': 'm', 'poses': 'rough'}, 'finds the places')])
 def test_options_that_do_not_go_together_are_refused(tmp_path, built, options, message):
     with pytest.raises(ConfigError, match=message):
         build_verbs.build(images=tmp_path, output=tmp_path / 'map', **options)

@@ -252,7 +252,8 @@ def test_build_hands_over_training_images_configuration_and_time(
     (images, output, options), named = calls[0]
     assert [image.name for image in images] == ['3.png']
     assert output == tmp_path / 'map' and options == BuildConfig(seed=3)
-    assert named == {'device': 'cpu', 'minutes': 5.0, 'rough': False}
+    assert named == {'device': 'cpu', 'minutes': 5.0, 'rough': False, 'beside': {},
+                     'origin': {'from': 'the data set', 'up': 'not known'}}
     assert run(*arguments, '--device', 'cpu') == 0
     assert calls[1][0][2] == BuildConfig() and calls[1][1]['minutes'] is None
     assert run(*arguments, '--minutes', '0') == 2

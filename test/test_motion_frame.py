@@ -13,6 +13,7 @@ from nerfmatch_ros.mapping.motion_frame import (
 )
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 
 def unknown_frame(poses, seed=0):
@@ -84,3 +85,34 @@ def test_cameras_that_look_down_have_the_mean_of_their_up():
 def test_distances_that_make_no_sense_are_refused(distance, message):
     with pytest.raises(DataError, match=message):
         level_frame(ring(3), list('012'), KnownDistance(*distance), np.ones(2))
+
+
+def rolled(way, quarter_turns):
+    """Turn cameras about where they look, as who takes upright pictures does."""
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler('z', 90 * quarter_turns, degrees=True).as_matrix()
+    return way @ turn
+
+
+@pytest.mark.parametrize('quarter_turns, up', [(1, (-1, 0, 0)), (2, (0, 1, 0)), (3, (1, 0, 0))])
+def test_cameras_held_otherwise_tell_up_where_the_pictures_say_so(quarter_turns, up, caplog):
+    way = rolled(ring(20), quarter_turns)
+    frame, said = level_frame(unknown_frame(way), [str(k) for k in range(20)], None, np.ones(2),
+                              np.tile(np.array(up, float), (20, 1)))
+    turned_by = frame.apply_to_pose(unknown_frame(way))[:, :3, :3] @ way[:, :3, :3].swapaxes(1, 2)
+    assert (turned_by[:, 2, 2] > math.cos(math.radians(1))).all()  # z of the way is z of the map
+    assert said['up_from'] == 'the horizon of level cameras' and not caplog.records
+
+
+def test_upright_cameras_that_do_not_say_so_are_suspected_aloud(caplog):
+    way = rolled(ring(20), 1)
+    level_frame(unknown_frame(way), [str(k) for k in range(20)], None, np.ones(2))
+    assert 'held upright' in caplog.text
+
+
+def test_a_way_that_mostly_turned_on_the_spot_gives_the_scale():
+    still = np.array([look((0, 0, 0), (math.cos(a), math.sin(a), 0))
+                      for a in np.linspace(0, 6, 30)])
+    way = np.concatenate((still, line(8)))
+    frame = frame_from_poses(unknown_frame(way), way)
+    np.testing.assert_allclose(frame.apply_to_pose(unknown_frame(way)), way, atol=1e-5)

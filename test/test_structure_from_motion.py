@@ -3,15 +3,18 @@
 from dataclasses import replace
 import math
 import sys
+from types import SimpleNamespace
 
 from camera_ring import errors
 import cv2
-from nerfmatch_ros.data.picture_folder import read_pictures, without_poses
+from nerfmatch_ros.data.picture_folder import read_pictures, up_in_picture, without_poses
+from nerfmatch_ros.data.transforms_json import frame_entry, write
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.mapping import structure_from_motion
 from nerfmatch_ros.mapping.motion_frame import KnownDistance
 from nerfmatch_ros.mapping.structure_from_motion import poses_from_motion
 import numpy as np
+from PIL import Image, ImageOps
 import pytest
 from test_consistent_poses import aligned
 from test_sparse_points import CAMERAS, photograph, pose
@@ -131,3 +134,58 @@ def test_what_is_no_folder_of_pictures_of_this_camera_is_refused(tmp_path):
     with pytest.raises(DataError, match='32 x 24 pixels'):
         read_pictures(tmp_path, CAMERAS['pinhole'])
     assert read_pictures(tmp_path)[0].name == 'b.png'
+
+
+def test_what_maps_and_builds_hold_beside_the_pictures_is_none_of_them(tmp_path):
+    for name in ('a.png', 'b.build/frames/images/c.png', 'map/field.png', 'rooms/d.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((16, 16, 3), np.uint8))
+    (tmp_path / 'map' / 'map.yaml').touch()
+    assert [image.name for image in read_pictures(tmp_path)] == ['a.png', 'rooms/d.png']
+
+
+@pytest.mark.parametrize('orientation, up', [
+    (None, (0, -1, 0)), (1, (0, -1, 0)), (3, (0, 1, 0)), (6, (-1, 0, 0)), (8, (1, 0, 0)),
+    (99, (0, -1, 0))])
+def test_a_picture_tells_how_the_camera_was_held(tmp_path, orientation, up):
+    scene = np.zeros((20, 30), np.uint8)
+    scene[:5] = 255  # the sky
+    stored = {3: 2, 6: 1, 8: 3}.get(orientation, 0)  # quarter turns to the left
+    picture = Image.fromarray(np.ascontiguousarray(np.rot90(scene, stored)))
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    picture.save(tmp_path / 'a.jpg', exif=exif, quality=95)
+    assert up_in_picture(tmp_path / 'a.jpg') == up
+    with Image.open(tmp_path / 'a.jpg') as opened:  # another reader of EXIF has the sky on top
+        assert np.asarray(ImageOps.exif_transpose(opened))[0].mean() > 200
+    sky = np.argwhere(np.asarray(picture) > 128).mean(0) - (np.array(picture.size[::-1]) - 1) / 2
+    assert np.dot(sky[::-1], up[:2]) > 1  # and the sky is where up points
+
+
+def test_a_known_distance_of_no_picture_is_refused_before_any_work(pycolmap, tmp_path):
+    with pytest.raises(DataError, match="'x.jpg', which is none of the 6"):
+        poses_from_motion(pictures(), tmp_path / 'work', distance=KnownDistance('x.jpg', 'y', 1.0))
+    assert not (tmp_path / 'work').exists()
+
+
+def test_a_disk_that_would_fill_up_is_refused_before_colmap_writes(
+        pycolmap, tmp_path, monkeypatch):
+    work = tmp_path / 'work'
+    work.mkdir()
+    (work / '.database.7.db-wal').write_bytes(b'left by a process that was killed')
+    monkeypatch.setattr(structure_from_motion.shutil, 'disk_usage',
+                        lambda path: SimpleNamespace(free=5 << 20))
+    with pytest.raises(DataError, match='5 MB of free space; 38 MB are needed'):
+        poses_from_motion(pictures(), work)
+    assert not list(work.glob('.database*'))
+
+
+def test_all_pictures_of_a_folder_are_taken_and_a_data_set_keeps_its_splits(tmp_path):
+    for k in range(9):
+        cv2.imwrite(str(tmp_path / f'{k}.png'), np.zeros((16, 16, 3), np.uint8))
+    assert [len(without_poses(tmp_path, split)[0])
+            for split in (None, 'all', 'train', 'test')] == [9, 9, 7, 2]
+    write(tmp_path / 'transforms.json', [frame_entry(replace(
+        image, map_from_camera=np.eye(4)), tmp_path) for image in read_pictures(tmp_path)])
+    assert [len(without_poses(tmp_path, split)[0]) for split in (None, 'all')] == [7, 9]

@@ -101,7 +101,7 @@ def test_an_updated_map_holds_old_and_new_views_in_the_old_frame(
 STOPS = {
     'field': (field_module, 'save_checkpoint'), 'after the field': (map_life, 'repainted'),
     'matcher': (map_life, 'train_matcher'), 'saving': (SceneMap, 'save'),
-    'after saving': (map_life.shutil, 'copy')}
+    'after saving': (SceneMap, 'save')}
 
 
 @pytest.mark.parametrize('stop', STOPS)
@@ -112,7 +112,7 @@ def test_a_killed_update_leaves_the_old_map_and_goes_on(
     original = getattr(module, name)
 
     def stopping(*args, **options):
-        if stop == 'field':
+        if stop in ('field', 'after saving'):
             original(*args, **options)
         raise Killed
 
@@ -130,6 +130,30 @@ def test_a_killed_update_leaves_the_old_map_and_goes_on(
     assert len(steps) == {'field': 5 + 3, 'after the field': 3, 'matcher': 3}.get(stop, 0)
     assert made.notes['new_images'] == 12 and not work.exists()
     assert contents(old) != before  # the new map took its place
+
+
+def test_what_a_finished_update_left_behind_is_not_taken_for_the_next_one(
+        old, photographs, monkeypatch):
+    save = SceneMap.save
+
+    def stopping(*args):
+        save(*args)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(SceneMap, 'save', stopping)
+        update_map(old, photographs, None, QUICK)
+    first = SceneMap.load(old)
+    made = update_map(old, photographs, None, replace(QUICK, new_share=0.4))
+    assert made.notes['updated_from'] == first.sha256 and (old / 'field.png').exists()
+
+
+def test_the_frame_of_the_old_map_stays_noted(old, photographs, tmp_path):
+    poses = {'from': '/tf', 'frame': 'odom', 'up': '+z, as REP 105 has it'}
+    was = SceneMap.load(old)
+    replace(was, notes={**was.notes, 'poses': poses}).save(tmp_path / 'noted')
+    made = update_map(tmp_path / 'noted', photographs, tmp_path / 'new', QUICK)
+    assert made.notes['poses'] == poses
 
 
 def test_an_unfinished_update_is_refused_with_other_photographs(old, photographs, monkeypatch):

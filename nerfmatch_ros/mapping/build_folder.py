@@ -14,6 +14,8 @@ from nerfmatch_ros.matching.make_matcher import make_matcher
 import numpy as np
 
 FEWEST_IMAGES = 4
+MARK = 'build.sha256'  # in a work folder
+BEFORE_BUILDS = ('frames', 'motion')  # in a work folder: photographs of a bag, poses found
 FARTHEST = 1e4  # times the spread of the cameras, that their origin may lie away
 
 
@@ -48,12 +50,14 @@ def check_networks(config: BuildConfig) -> None:
     make_matcher(config.matcher, field.feature_channels)
 
 
-def _files_beside(image: PosedImage) -> list[dict[str, str]]:
-    """Name the masks and the depth of an image: one entry, none where it has no such file."""
-    paths = {'mask': image.mask_path, 'sky': image.sky_path, 'transient': image.transient_path,
-             'depth': image.depth_path}
-    named = {kind: str(path.resolve()) for kind, path in paths.items() if path is not None}
-    return [named] if named else []
+def _files_of(image: PosedImage) -> dict[str, list]:
+    """Give path, size and time of change (ns) of picture, masks and depth, as far as they are."""
+    paths = {'picture': image.path, 'mask': image.mask_path, 'sky': image.sky_path,
+             'transient': image.transient_path, 'depth': image.depth_path}
+    found = {kind: (path.resolve(), path.stat()) for kind, path in paths.items()
+             if path is not None}
+    return {kind: [str(path), state.st_size, state.st_mtime_ns]
+            for kind, (path, state) in found.items()}
 
 
 def check_output(output: Path) -> None:
@@ -68,14 +72,18 @@ def describe_image(image: PosedImage) -> tuple:
     """Give what tells a photograph of a build from another, as plain values."""
     pose = image.map_from_camera
     return (image.name, str(image.camera), None if pose is None else pose.round(9).tolist(),
-            *_files_beside(image))
+            _files_of(image))
 
 
-def mark_work_folder(work: Path, identity: str) -> str:
-    """Make the folder `work`, or find it left by what has the same identity; gives its mark."""
+def mark_of(identity: str) -> str:
+    """Give the mark of a work folder by what its results depend on."""
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def mark_work_folder(work: Path, mark: str) -> str:
+    """Make the folder `work`, or find it left by what has the same mark, which it gives."""
     work.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(identity.encode()).hexdigest()
-    path = work / 'build.sha256'
+    path = work / MARK
     if path.exists() and path.read_text() != mark:
         raise DataError(
             f'{work} holds the unfinished build of other photographs, poses, masks or options; '
@@ -97,7 +105,7 @@ def open_work_folder(
     """Make the folder `work`, or find it left by the same build."""
     check_output(output)
     check_minutes(minutes)
-    mark_work_folder(work, json.dumps([
+    mark_work_folder(work, mark_of(json.dumps([
         to_dict(config), minutes, *([] if given is None else [given.mark()]),
         *(['rough'] if rough else []),
-        [describe_image(image) for image in images]]))
+        [describe_image(image) for image in images]])))

@@ -6,7 +6,7 @@
 Finished stages lie in `<output>.build` until the map is whole.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 import json
 import logging
@@ -71,6 +71,7 @@ def build_map(
     images: list[PosedImage], output: Path, config: BuildConfig, *, device: str = 'cpu',
     minutes: float | None = None, keep_work_folder: bool = False, given: FieldFile | None = None,
     rough: bool = False, origin: dict | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> SceneMap:
     """Build a map of photographs with poses and save it to the folder `output`.
 
@@ -78,8 +79,9 @@ def build_map(
     own results in `<output>.build`, for another build that shares some of them; given: a field
     in the frame of the photographs' poses, instead of training one; rough: the poses are mended
     first, as `config.registration` says; origin: where the poses came from and what is known of
-    their frame, plain values that the map notes. Raises DataError for input that cannot become a
-    map. The old map in `output` stays until the new one is whole.
+    their frame, plain values that the map notes; beside: contents of files that lie in the map
+    too, by name. Raises DataError for input that cannot become a map. The old map in `output`
+    stays until the new one is whole.
     Under torchrun all processes call this; the first one does what is no training.
     """
     check_images(images)
@@ -122,10 +124,9 @@ def build_map(
                 report=stages.bar('surface, words'))
             if config.scene_geometry.enabled:
                 scene_map = replace(scene_map, **read_trained(work, str(engine.device)))
-            stages.calibrated(scene_map, images).save(output)
-            shutil.copy(work / FIELD_PICTURE, output)
-            if rough:
-                shutil.copy(work / TABLE, output)
+            names = (FIELD_PICTURE, TABLE) if rough else (FIELD_PICTURE,)
+            stages.calibrated(scene_map, images).save(
+                output, {**(beside or {}), **{name: (work / name).read_bytes() for name in names}})
             if not keep_work_folder:
                 shutil.rmtree(work)
             LOG.info('map saved to %s', output)

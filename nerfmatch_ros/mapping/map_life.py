@@ -6,7 +6,7 @@ New photographs lie in the map frame; rehearsed views are those of an old map, w
 is as it was. Finished stages lie in a work folder until the new map is whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 import json
 import logging
@@ -201,9 +201,13 @@ class MapLife:
     def finish(
         self, output: Path, lesson: Lesson, images: list[PosedImage],
         references: list[StoredView], field: RadianceField, matcher: Matcher,
-        notes: dict[str, Any],
+        notes: dict[str, Any], beside: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Put the new map together, calibrate it, save it in the place of an old one."""
+        """Put the new map together, calibrate it, save it in the place of an old one.
+
+        notes: of the map, beside where the poses of the old one came from; beside: contents of
+        files that lie in the map too, by name.
+        """
         old = self.old
         if old.scene_geometry is not None:
             # It was learned from all photographs of a map, and there are only the new ones.
@@ -212,10 +216,11 @@ class MapLife:
             notes = {**notes, 'scene_geometry_dropped': True}
         made = assemble_map(
             images, references, field, matcher, lesson.frame, self._as_built(len(images)),
-            device=self.device, notes=notes, report=self.bar('surface, words'))
+            device=self.device, notes={**poses_of(old), **notes},
+            report=self.bar('surface, words'))
         made = replace(made, working_focal=old.working_focal)
-        self._calibrated(made, lesson).save(output)
-        shutil.copy(self.work / FIELD_PICTURE, output)
+        picture = (self.work / FIELD_PICTURE).read_bytes()
+        self._calibrated(made, lesson).save(output, {**(beside or {}), FIELD_PICTURE: picture})
         shutil.rmtree(self.work)
         LOG.info('map saved to %s', output)
 
@@ -246,6 +251,9 @@ class MapLife:
         return replace(made, calibration=calibration.to_dict())
 
 
+def poses_of(old: SceneMap) -> dict[str, Any]:
+    """Give what a map notes of its frame: where its poses came from, which way is up."""
+    return {'poses': old.notes['poses']} if 'poses' in old.notes else {}
 
 
 def inherit(field: RadianceField, old: RadianceField) -> None:

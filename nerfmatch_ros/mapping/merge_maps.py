@@ -10,14 +10,18 @@ an update of A, and come with depth.
 import json
 import logging
 from pathlib import Path
-import shutil
 import time
 
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.localization.judge import judged_threshold
-from nerfmatch_ros.mapping.build_folder import check_minutes, check_output, mark_work_folder
+from nerfmatch_ros.mapping.build_folder import (
+    check_minutes,
+    check_output,
+    mark_of,
+    mark_work_folder,
+)
 from nerfmatch_ros.mapping.depth_map import DepthMap
 from nerfmatch_ros.mapping.engine import make_engine, once
 from nerfmatch_ros.mapping.field_loss import FieldTrainingConfig
@@ -29,7 +33,7 @@ from nerfmatch_ros.mapping.rehearsal import check_rehearsable, rehearse, unique_
 from nerfmatch_ros.mapping.sparse_points import no_points
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.mapping.update_config import UpdateConfig
-from nerfmatch_ros.mapping.update_map import finished_map, UpdateStages
+from nerfmatch_ros.mapping.update_map import UpdateStages, was_finished
 from nerfmatch_ros.memory import keep_freed_memory
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
@@ -65,16 +69,14 @@ def merge_maps(
     work = output.with_name(output.name + '.build')
     engine = make_engine(device)
     check_output(output)
-    finished = finished_map(output, work)
-    if finished is not None:  # it was killed after the new map took its place
-        once(engine, lambda: shutil.rmtree(work))
-        return finished
     a, b = (SceneMap.load(folder).to(str(engine.device)) for folder in folders)
+    own = mark_of(json.dumps(['merge', a.sha256, b.sha256, to_dict(config), minutes]))
+    if was_finished(engine, output, work, lambda made: own):
+        return SceneMap.load(output)
     check_rehearsable(a)
     check_rehearsable(b)
     mark = []
-    once(engine, lambda: mark.append(mark_work_folder(work, json.dumps(
-        ['merge', a.sha256, b.sha256, to_dict(config), minutes]))))
+    once(engine, lambda: mark.append(mark_work_folder(work, own)))
     torch.manual_seed(config.seed)
     with ProgressBars(shown=engine.is_global_zero) as bars:
         stages = MergeStages(a, config, engine, bars, minutes, work)

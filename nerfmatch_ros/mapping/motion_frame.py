@@ -6,6 +6,7 @@ of the same images, or from one known distance and how photographers hold camera
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import logging
 import math
 
 from nerfmatch_ros.errors import DataError
@@ -15,6 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 import torch
 
+LOG = logging.getLogger(__name__)
 USUAL_DISTANCE = 3.0  # metres, of the points that cameras see, where nothing tells the scale
 _STEPS = 30  # of reweighting
 _LEVEL = 0.35  # sines beyond which cameras' x axes are no horizon: they were turned at will
@@ -43,14 +45,12 @@ def frame_from_poses(motion_from_camera: np.ndarray, rough: np.ndarray) -> Simil
     """
     turns = rough[:, :3, :3] @ motion_from_camera[:, :3, :3].transpose(0, 2, 1)
     source, target = motion_from_camera[:, :3, 3], rough[:, :3, 3]
-    spread = np.linalg.norm(target - np.median(target, axis=0), axis=-1)
-    if not np.median(spread) > 0:
+    reach = _reach(target)
+    if not reach > 0:
         raise DataError('the rough poses are all in one place; they tell no scale')
     weights = np.ones(len(source))
     # A direction is worth as much as two points, one usual distance ahead of and above a camera.
-    reach = float(np.median(spread))
-    scale = reach / max(float(np.median(np.linalg.norm(
-        source - np.median(source, axis=0), axis=-1))), 1e-12)
+    scale = reach / max(_reach(source), 1e-12)
     for _ in range(_STEPS):
         points = [np.concatenate([p[:, :3, 3], *(p[:, :3, 3] + length * p[:, :3, axis]
                                                  for axis in (1, 2))])
@@ -74,28 +74,39 @@ def frame_from_poses(motion_from_camera: np.ndarray, rough: np.ndarray) -> Simil
     return Similarity(scale, rotation, shift)
 
 
+def _reach(places: np.ndarray) -> float:
+    """Give how far places (K, 3) reach: of a way that mostly turned on the spot, the rest."""
+    middle = (np.percentile(places, 10, axis=0) + np.percentile(places, 90, axis=0)) / 2
+    return float(np.percentile(np.linalg.norm(places - middle, axis=-1), 80))
+
+
 def level_frame(
     motion_from_camera: np.ndarray, names: Sequence[str], distance: KnownDistance | None,
-    depths: np.ndarray,
+    depths: np.ndarray, up_in_camera: np.ndarray | None = None,
 ) -> tuple[Similarity, dict]:
     """Give a frame with z up and the cameras' middle as origin, and in words how it was found.
 
     motion_from_camera: (K, 4, 4); names: of the images; depths: of points that cameras see, in
-    the units of the poses. Cameras are mostly held level: their x axes lie in the horizon. Where
-    they do not, up is the mean of the cameras' up.
+    the units of the poses. up_in_camera: (K, 3) towards the upper edge of the scene as the
+    photographer held the camera, camera axes; None: that of the picture. Cameras are mostly held
+    level: the axes across lie in the horizon. Where they do not, up is the mean of the cameras'.
     """
-    upwards = -motion_from_camera[:, :3, 1].mean(0)
-    sideways = motion_from_camera[:, :3, 0]
-    _, sizes, axes = np.linalg.svd(sideways / math.sqrt(len(sideways)))
-    # A horizon shows in two directions; cameras that all look the same way show one.
-    if sizes[1] > 2 * sizes[2] and sizes[1] > 0.1 and sizes[2] < _LEVEL:
-        up, how = axes[2] * np.sign(axes[2] @ upwards or 1.0), 'the horizon of level cameras'
-    else:
-        up, how = upwards, "the mean of the cameras' up"
-    length = np.linalg.norm(up)
-    if length < 1e-6:
-        up, how, length = -motion_from_camera[0, :3, 1], "the first camera's up", 1.0
-    up = up / length
+    if up_in_camera is None:
+        up_in_camera = np.tile((0.0, -1.0, 0.0), (len(motion_from_camera), 1))
+    turns = motion_from_camera[:, :3, :3]
+    upwards = (turns @ up_in_camera[:, :, None])[..., 0]
+    sideways = (turns @ np.cross(up_in_camera, (0.0, 0.0, 1.0))[:, :, None])[..., 0]
+    up, how = _horizon(sideways, upwards), 'the horizon of level cameras'
+    if up is None:
+        up, how = upwards.mean(0), "the mean of the cameras' up"
+        if np.linalg.norm(up) < 1e-6:
+            up, how = upwards[0], "the first camera's up"
+        if _horizon(upwards, sideways) is not None:
+            LOG.warning('the cameras seem to have been held upright without saying so; z of the '
+                        'map may be level. Turn the map, or turn the pictures as they were held')
+        else:
+            LOG.warning('the cameras show no common horizon: which way is up is a guess, %s', how)
+    up = up / np.linalg.norm(up)
     ahead = motion_from_camera[0, :3, 2] - (motion_from_camera[0, :3, 2] @ up) * up
     if np.linalg.norm(ahead) < 1e-6:
         ahead = np.cross(up, motion_from_camera[0, :3, 0])
@@ -119,3 +130,14 @@ def level_frame(
     middle = motion_from_camera[:, :3, 3].mean(0)
     return (Similarity(scale, rotation, -scale * rotation @ middle),
             {'scale_from': metres, 'up_from': how})
+
+
+def _horizon(sideways: np.ndarray, upwards: np.ndarray) -> np.ndarray | None:
+    """Give the normal (3,) of the plane that axes (K, 3) lie in, on the side of `upwards`, if any.
+
+    A horizon shows in two directions; cameras that all look the same way show one.
+    """
+    _, sizes, axes = np.linalg.svd(sideways / math.sqrt(len(sideways)))
+    if not (sizes[1] > 2 * sizes[2] and sizes[1] > 0.1 and sizes[2] < _LEVEL):
+        return None
+    return axes[2] * np.sign(axes[2] @ upwards.mean(0) or 1.0)

@@ -29,7 +29,7 @@ class SceneGeometryStage:
     """Whether a map gets scene geometry, and how it is trained."""
 
     enabled: bool = False  # `nerfmatch build --scene-geometry` sets it
-    minutes_share: float = 0.5  # of the minutes of the build
+    minutes_share: float = 0.3  # of the minutes of the build
     training: SceneGeometryTraining = SceneGeometryTraining()
     calibration: GeometryCalibrationConfig = GeometryCalibrationConfig()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import shutil
 
 from nerfmatch_ros.data.colmap import colmap_camera, registered
+from nerfmatch_ros.data.picture_folder import up_in_picture
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.files import write_text, written_atomically
@@ -29,6 +30,7 @@ from PIL import Image
 LOG = logging.getLogger(__name__)
 FEWEST = 3  # photographs that a model must have
 _STATE, _DATABASE, _PICTURES, _MODEL = 'motion.json', 'database.db', 'pictures', 'model'
+_SPACE, _SPACE_EACH = 32 << 20, 1 << 20  # bytes, of the database and what SQLite keeps beside it
 _FEW_MATCHES = 15  # between two images; fewer are not looked at
 
 
@@ -71,6 +73,11 @@ def poses_from_motion(
     if len(images) < FEWEST:
         raise DataError(f'{len(images)} photographs are too few to find poses; {FEWEST} are the '
                         'least, dozens are better')
+    named = {image.name for image in images}
+    for name in () if distance is None else (distance.first, distance.second):
+        if name not in named:
+            raise DataError(f"the known distance is that of '{name}', which is none of the "
+                            f'{len(images)} photographs, such as {images[0].name}')
     config, work = config or MotionConfig(), Path(work)
     names = [f'{number:06d}{".png" if image.path is None else image.path.suffix.lower()}'
              for number, image in enumerate(images)]
@@ -79,6 +86,7 @@ def poses_from_motion(
     try:
         _open(work, images, calibrated, config)
         if not (work / _MODEL).is_dir():
+            _check_space(work, len(images))
             if not (work / _DATABASE).is_file():
                 _match(pycolmap, images, names, work, calibrated, config, report)
             _map(pycolmap, names, work, config, report)
@@ -97,8 +105,9 @@ def poses_from_motion(
         frame = frame_from_poses(poses, np.asarray(rough, np.float64)[rows])
         numbers |= {'scale_from': 'rough poses', 'up_from': 'rough poses'}
     else:
-        frame, origin = level_frame(poses, [images[row].name for row in rows], distance,
-                                    _depths(model, found))
+        frame, origin = level_frame(
+            poses, [images[row].name for row in rows], distance, _depths(model, found),
+            np.array([up_in_picture(images[row].path) for row in rows]))
         numbers |= origin
     left_out = tuple(image.name for row, image in enumerate(images) if row not in set(rows))
     if left_out:
@@ -136,12 +145,23 @@ def _open(work: Path, images: Sequence[PosedImage], calibrated: bool, config: Mo
     file = work / _STATE
     if file.is_file() and json.loads(file.read_text(encoding='utf-8')) == state:
         return
-    for name in (_DATABASE, _STATE):
-        (work / name).unlink(missing_ok=True)
     for name in (_PICTURES, _MODEL):
         shutil.rmtree(work / name, ignore_errors=True)
+    for name in (_DATABASE, _STATE):
+        (work / name).unlink(missing_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(state))
+
+
+def _check_space(work: Path, count: int) -> None:
+    """Refuse a disk that fills up while COLMAP writes to it, which ends the process at once."""
+    for path in work.glob('.database.*'):  # of a process that was killed
+        path.unlink()
+    free, needed = shutil.disk_usage(work).free, (_SPACE_EACH * count + _SPACE)
+    if free < needed:
+        raise DataError(f'{work} has {free >> 20} MB of free space; {needed >> 20} MB are needed '
+                        f'to find the poses of {count} photographs. Free some, then repeat the '
+                        'command')
 
 
 def _match(

@@ -8,13 +8,14 @@ where the new one takes its place. Finished stages lie in `<output>.build` until
 update that was killed goes on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 import json
 import logging
 from pathlib import Path
 import shutil
 import time
+from typing import TYPE_CHECKING
 
 import cv2
 from nerfmatch_ros.config import to_dict
@@ -24,9 +25,12 @@ from nerfmatch_ros.files import write_text, written_atomically
 from nerfmatch_ros.localization.judge import judged_threshold
 from nerfmatch_ros.localization.localizer import Localizer
 from nerfmatch_ros.mapping.build_folder import (
+    BEFORE_BUILDS,
     check_minutes,
     check_output,
     describe_image,
+    MARK,
+    mark_of,
     mark_work_folder,
 )
 from nerfmatch_ros.mapping.changes import (
@@ -65,6 +69,9 @@ from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
 import torch
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 LOG = logging.getLogger(__name__)
 FEWEST_IMAGES = 4
 
@@ -72,12 +79,14 @@ FEWEST_IMAGES = 4
 def update_map(
     map_folder: Path, images: list[PosedImage], output: Path | None = None,
     config: UpdateConfig | None = None, *, minutes: float | None = None, device: str = 'cpu',
+    beside: Mapping[str, bytes] | None = None,
 ) -> SceneMap:
     """Teach a map new photographs and save it to `output`; None: in the old one's place.
 
     images: with poses in any rigid metric frame (they hold the photographs together), or without.
-    minutes: of training in all, instead of `config.minutes`. Raises DataError for photographs that
-    are not of this place, MapError for a map that cannot be trained on.
+    minutes: of training in all, instead of `config.minutes`; beside: contents of files that lie in
+    the map too, by name. Raises DataError for photographs that are not of this place, MapError for
+    a map that cannot be trained on.
     """
     config = config or UpdateConfig()
     minutes = config.minutes if minutes is None else minutes
@@ -92,16 +101,17 @@ def update_map(
     started = time.monotonic()
     engine = make_engine(device)
     check_output(output)
-    finished = finished_map(output, work)
-    if finished is not None:  # it was killed after the new map took its place
-        once(engine, lambda: shutil.rmtree(work))
-        return finished
+    described = [describe_image(image) for image in images]
+
+    def mark_on(old_sha256: str) -> str:
+        return mark_of(json.dumps(['update', old_sha256, to_dict(config), minutes, described]))
+
+    if was_finished(engine, output, work, lambda made: mark_on(made['updated_from'])):
+        return SceneMap.load(output)
     old = SceneMap.load(map_folder).to(str(engine.device))
     check_rehearsable(old)
     mark = []
-    once(engine, lambda: mark.append(mark_work_folder(work, json.dumps([
-        'update', old.sha256, to_dict(config), minutes,
-        [describe_image(image) for image in images]]))))
+    once(engine, lambda: mark.append(mark_work_folder(work, mark_on(old.sha256))))
     torch.manual_seed(config.seed)
     with ProgressBars(shown=engine.is_global_zero) as bars:
         stages = UpdateStages(old, config, engine, bars, minutes, work)
@@ -129,17 +139,42 @@ def update_map(
                 'left_out': sorted(placement.left_out),
                 'changed_share': changes.share, 'views_rehearsed': len(rehearsed),
                 'views_dropped': dropped,
-                'last_run_minutes': round((time.monotonic() - started) / 60, 2)}))
+                'last_run_minutes': round((time.monotonic() - started) / 60, 2)}, beside))
     return SceneMap.load(output)
 
 
-def finished_map(output: Path, work: Path) -> SceneMap | None:
-    """Give the map in `output` if the work folder is that of its own making, already done."""
-    mark = work / 'build.sha256'
-    if not mark.exists() or not (output / 'map.yaml').exists():
-        return None
-    found = SceneMap.load(output)
-    return found if found.notes.get('work_mark') == mark.read_text() else None
+def was_finished(
+    engine: 'Fabric', output: Path, work: Path, mark_from: Callable[[dict], str],
+) -> bool:
+    """Tell whether this command has made the map in `output`, and was killed before its end.
+
+    mark_from: gives the mark that this command has, by the notes of the map. What is left of a
+    finished map is deleted, whatever command left it; but the photographs of another command
+    may lie in the work folder already.
+    """
+    made = []
+
+    def look() -> None:
+        mark = work / MARK
+        if mark.exists() and (output / 'map.yaml').exists():
+            notes = SceneMap.load(output).notes
+            if notes.get('work_mark') == mark.read_text():
+                made.append(mark_from(notes) == notes['work_mark'])
+
+    look()
+    once(engine, lambda: None)  # all have looked
+    once(engine, lambda: _clear(work, () if made[0] else BEFORE_BUILDS) if made else None)
+    return made == [True]
+
+
+def _clear(work: Path, kept: Sequence[str]) -> None:
+    """Delete a work folder, but what has a name in `kept`."""
+    if not kept:
+        shutil.rmtree(work)
+        return
+    for path in work.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 class UpdateStages(MapLife):

@@ -15,6 +15,11 @@ MARK = 'extraction.json'  # which bag and options; and whether all of it is ther
 JOURNAL = 'progress.jsonl'
 
 
+def is_extraction(folder: Path) -> bool:
+    """Tell whether a folder holds the photographs of a bag."""
+    return (Path(folder) / MARK).is_file()
+
+
 class FrameFolder:
     """What an extraction leaves on the disk, also when it is killed."""
 

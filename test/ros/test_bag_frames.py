@@ -558,11 +558,11 @@ def test_a_build_takes_its_photographs_from_the_bag_and_keeps_the_report(tmp_pat
     bag = write(tmp_path / 'bag', drive(9))
     taken, told, origins = [], [], []
 
-    def build_map(images, output, config, *_, rough, origin, **__):
+    def build_map(images, output, config, *_, rough, origin, beside, **__):
         taken[:] = images
         told.append((rough, config.registration.odometry))
         origins.append(origin)
-        output.mkdir(exist_ok=True)
+        assert beside.keys() == {'bag_report.json', 'bag_frames.csv', 'bag_trajectory.png'}
 
     monkeypatch.setattr(module, 'build_map', build_map)
     arguments = ['build', '--bag', str(bag), '--output', str(tmp_path / 'map'),
@@ -572,8 +572,12 @@ def test_a_build_takes_its_photographs_from_the_bag_and_keeps_the_report(tmp_pat
     assert told == [(True, ODOMETRY), (False, None)]  # what odometry says is rough
     assert origins[0]['frame'] == 'odom' and origins[0]['up'].startswith('+z')
     assert len(taken) == 9 and taken[0].path.is_relative_to(tmp_path / 'map.build' / 'frames')
-    assert {path.name for path in (tmp_path / 'map').iterdir()} \
-        == {'bag_report.json', 'bag_frames.csv', 'bag_trajectory.png'}
+    # The frames by themselves first come to the same.
+    assert cli.main(['frames', *arguments[1:3], '--output', str(tmp_path / 'frames'),
+                     '--keyframe-metres', '0']) == 0
+    assert cli.main(['build', '--images', str(tmp_path / 'frames'), '--output',
+                     str(tmp_path / 'map')]) == 0
+    assert told[2] == told[0] and origins[2] == origins[0] and len(taken) == 9
 
 
 @pytest.mark.parametrize(('arguments', 'text'), [
