@@ -48,8 +48,8 @@ class GeometryReader:
         if scene_map.scene_geometry is None:
             raise ConfigError(
                 f"localizer '{name}' needs a map with scene geometry, and this one has none; "
-                'build it with `nerfmatch build --scene-geometry`, or choose the localizer '
-                "'nerfmatch'")
+                'build it with `nerfmatch build --scene-geometry`, train some for it with '
+                "`nerfmatch train-scene-geometry`, or choose the localizer 'nerfmatch'")
         return GeometryReader(
             scene_map.scene_geometry,
             GeometryCalibration.from_dict(scene_map.scene_geometry_calibration))

@@ -212,7 +212,7 @@ class MapLife:
         if old.scene_geometry is not None:
             # It was learned from all photographs of a map, and there are only the new ones.
             LOG.warning('the new map has no scene geometry, as that of the old one does not know '
-                        'what is new; localizer nerfmatch needs none')
+                        'what is new; `nerfmatch train-scene-geometry` trains some')
             notes = {**notes, 'scene_geometry_dropped': True}
         made = assemble_map(
             images, references, field, matcher, lesson.frame, self._as_built(len(images)),
