@@ -7,6 +7,7 @@ from fake_localizer import moved
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.evaluation.evaluate import evaluate
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import pose_distance, transform_points
 from nerfmatch_ros.localization.geometry_trust import GeometryCalibration
@@ -188,6 +189,18 @@ def test_a_prior_that_leads_to_a_pose_asks_no_network(plain):
     assert estimate.source == 'splatted'
     # One that leads nowhere leaves it to the network.
     assert localizer.localize(photograph(), moved(TRUTH, 4.0)).source == f'splatted, {LED}'
+
+
+def test_an_evaluation_judges_the_network_by_its_own_limit(plain, tmp_path):
+    # 15 cm off: right for this network, and wrong for the judge of the map.
+    localizer = SceneGeometryLocalizer(
+        with_geometry(plain, Oracle(moved(TRUTH, 0.15)), SURE), LocalizerConfig(refine=()))
+    image = replace(photograph(), map_from_camera=TRUTH)
+    assert localizer.judged_limit == (0.3, 0.1)
+    reliable = evaluate(localizer, [image], tmp_path)['reliability']
+    assert reliable['sure'] == 1 and reliable['sure_but_wrong'] == 0
+    localizer.config = replace(localizer.config, refine=('match',))
+    assert localizer.judged_limit is None  # the judge of the map has the last word
 
 
 KINDS = {'nerfmatch': Localizer, 'scene_geometry': SceneGeometryLocalizer,

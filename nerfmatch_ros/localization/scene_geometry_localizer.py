@@ -89,6 +89,14 @@ class SceneGeometryLocalizer(Localizer):
         self.reader = GeometryReader.of(scene_map, 'scene_geometry')
         super().__init__(scene_map, config)
 
+    @property
+    def judged_limit(self) -> tuple[float, float] | None:
+        """Metres and radians that probabilities are of; None where the map's judge gives them."""
+        calibration = self.reader.trust.calibration
+        if calibration is None or self.config.refine:
+            return None
+        return calibration.limit_m, calibration.limit_rad
+
     def localize(self, image: PosedImage, prior: np.ndarray | None = None) -> PoseEstimate:
         """Estimate the pose of an image from its pixels and camera, in one step.
 
