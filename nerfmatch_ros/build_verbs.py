@@ -43,7 +43,7 @@ def build(
     poses: Annotated[Literal['auto', 'exact', 'rough', 'none'], arg(
         help='how good the given poses are; auto: rough if they are odometry of a bag, else '
              'exact; none: they are found by structure from motion, for any folder of pictures, '
-             'and a bag gives no more than scale and direction')] = 'auto',
+             'and a bag gives no more than scale and direction, if it has poses')] = 'auto',
     scale: Annotated[tuple[str, str, float] | None, arg(
         metavar='IMAGE IMAGE METRES', help='with --poses none: how far apart two of the '
         'pictures were taken')] = None,
@@ -92,8 +92,8 @@ def build(
         raise ConfigError(f'--update finds the places of photographs itself, so --poses {poses} '
                           'says nothing; leave it out, or give --poses none if the poses that the '
                           'photographs bring are wrong')
-    if scale is not None and (poses != 'none' or bag is not None):
-        raise ConfigError('--scale is for pictures without poses: give --images and --poses none')
+    if scale is not None and poses != 'none':
+        raise ConfigError('--scale is for pictures without poses: give --poses none')
     if poses == 'none' and (annotations is not None or masks is not None or field is not None):
         raise ConfigError('--annotations, --masks and --field belong to given poses; leave them '
                           'out or give the poses')
@@ -122,12 +122,15 @@ def build(
     extracted = None
     if bag is not None:
         extracted = _extract(bag, output.with_name(output.name + '.build') / 'frames', frames,
-                             camera)
+                             camera, poses != 'none')
     elif is_extraction(images):  # by `nerfmatch frames`: what the bag said of the poses holds
         from nerfmatch_ros.ros.bag_frames import ExtractedFrames
         extracted = ExtractedFrames.load(images)
     if extracted is not None:
         images, split = extracted.folder, split or 'all'
+        if scale is not None and extracted.quality != 'none':
+            raise ConfigError('the poses of the bag say how far apart its pictures were taken; '
+                              'leave --scale out')
     if poses == 'auto':
         poses = 'exact' if extracted is None else extracted.quality
     if registration is not None and poses == 'exact':
@@ -135,7 +138,9 @@ def build(
                           'give --poses rough, or leave it out')
     rough = poses == 'rough' or registration is not None
     if rough and update is None:
-        build_config = _registered_by(build_config, registration, from_bag=extracted is not None)
+        build_config = _registered_by(
+            build_config, registration,
+            None if extracted is None or poses == 'none' else extracted.report)
     # The build removes its own folder in the end, and the frames with it.
     reports, origin = {}, {'from': 'the data set', 'up': 'not known'}
     if extracted is not None:
@@ -159,14 +164,30 @@ def build(
                    beside=reports)
 
 
-def _registered_by(config: BuildConfig, steps: str | None, *, from_bag: bool) -> BuildConfig:
-    """Give the configuration with these steps; rough poses of a bag are those of odometry."""
-    from nerfmatch_ros.mapping.register_poses import checked_steps, ODOMETRY
-    options = config.registration
+def _registered_by(config: BuildConfig, steps: str | None, bag: dict | None) -> BuildConfig:
+    """Give the configuration with these steps; rough poses of a bag are those of odometry.
+
+    bag: the report of the extraction, if the poses come from it: what it says of their errors
+    counts where the configuration says nothing.
+    """
+    from nerfmatch_ros.mapping.register_poses import (
+        checked_steps,
+        ODOMETRY,
+        RegistrationConfig,
+    )
+    options, usual = config.registration, RegistrationConfig()
     if steps is not None:
         options = replace(options, steps=checked_steps(steps.split('+')))
-    if from_bag and options.odometry is None:
-        options = replace(options, odometry=ODOMETRY)
+    if bag is not None and options.odometry is None:
+        stated = bag.get('pose_std')
+        if stated is None:
+            share = bag.get('odometry_share', {'value': ODOMETRY})['value']
+            options = replace(options, odometry=share)
+        else:
+            options = replace(options, **{
+                name: value for name, value in (('translation', stated['metres']),
+                                                ('rotation', stated['degrees']))
+                if value is not None and getattr(options, name) == getattr(usual, name)})
     return replace(config, registration=options)
 
 
@@ -176,9 +197,10 @@ def _without_poses(
     """Give pictures whose poses a map is to find, and whose camera has to be known for that."""
     from nerfmatch_ros.data.photograph import read_camera
     from nerfmatch_ros.data.picture_folder import without_poses
-    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.ros.extracted_pictures import extracted_pictures
     if from_bag:
-        return [replace(image, map_from_camera=None) for image in read_posed_images(folder)]
+        return [replace(image, map_from_camera=None)
+                for image in extracted_pictures(folder, split)]
     pictures, calibrated = without_poses(
         folder, split, None if camera is None else read_camera(camera))
     if not calibrated:
@@ -194,17 +216,20 @@ def _place(
     """Find the poses of pictures; gives the images that have one, and the report."""
     from nerfmatch_ros.data.photograph import read_camera
     from nerfmatch_ros.data.picture_folder import without_poses
-    from nerfmatch_ros.data.reader import read_posed_images
     from nerfmatch_ros.mapping.motion_frame import KnownDistance
     from nerfmatch_ros.mapping.progress_bars import ProgressBars
     from nerfmatch_ros.mapping.structure_from_motion import poses_from_motion
+    from nerfmatch_ros.ros.extracted_pictures import extracted_pictures
     import numpy as np
     if os.environ.get('WORLD_SIZE', '1') != '1':
         raise ConfigError('poses are found by one process: run without torchrun')
     rough = None
     if from_bag:
-        pictures, calibrated = read_posed_images(folder), True
-        rough = np.stack([image.map_from_camera for image in pictures])
+        pictures, calibrated = extracted_pictures(folder, split), True
+        given = [image.map_from_camera for image in pictures]
+        if any(pose is not None for pose in given):
+            rough = np.stack([np.full((4, 4), np.nan) if pose is None else pose
+                              for pose in given])
     else:
         pictures, calibrated = without_poses(
             folder, split, None if camera is None else read_camera(camera))
@@ -222,21 +247,27 @@ def frames(
     output: Annotated[Path, arg(
         help='folder for transforms.json, pictures, and a report of what became of each image; '
              'what was cut short goes on')],
+    poses: Annotated[Literal['auto', 'none'], arg(
+        help='none: pictures are taken without poses too, for structure from motion; poses that '
+             'the bag has are kept')] = 'auto',
     camera: BagCamera = None,
     frames: OmitArgPrefixes[BagFrameOptions] = WITHOUT_BAG,
 ) -> None:
     """Take posed photographs from the bag of a robot, for build, evaluate and bench."""
-    extracted = _extract(bag, output, frames, camera)
+    extracted = _extract(bag, output, frames, camera, poses != 'none')
     report = extracted.report
     dropped = ', '.join(f'{count} {kind}' for kind, count in report['dropped'].items())
     print(f"{report['kept']} of {report['frames_read']} images kept in {output}"
           + (f' (dropped: {dropped})' if dropped else ''))
+    if extracted.quality == 'none':
+        print(f'poses: none; the camera is in {output / "camera.yaml"}')
+        return
     print(f"poses: {extracted.quality}, in '{extracted.frame}', from {report['poses_from']}; "
           f"{report['gravity']}")
 
 
 def _extract(
-    bag: Path, folder: Path, options: BagFrameOptions, camera: Path | None,
+    bag: Path, folder: Path, options: BagFrameOptions, camera: Path | None, need_poses: bool,
 ) -> ExtractedFrames:
     from nerfmatch_ros.data.photograph import read_camera
     from nerfmatch_ros.mapping.progress_bars import ProgressBars
@@ -245,5 +276,5 @@ def _extract(
         raise ConfigError('a bag is read by one process: run `nerfmatch frames` without torchrun '
                           'first and give its folder as --images')
     with ProgressBars(shown=True) as bars:
-        return extract_frames(bag, folder, options, bar=bars.bar,
+        return extract_frames(bag, folder, options, bar=bars.bar, need_poses=need_poses,
                               camera=None if camera is None else read_camera(camera))

@@ -189,3 +189,14 @@ def test_all_pictures_of_a_folder_are_taken_and_a_data_set_keeps_its_splits(tmp_
     write(tmp_path / 'transforms.json', [frame_entry(replace(
         image, map_from_camera=np.eye(4)), tmp_path) for image in read_pictures(tmp_path)])
     assert [len(without_poses(tmp_path, split)[0]) for split in (None, 'all')] == [7, 9]
+
+
+def test_photographs_without_a_rough_pose_are_placed_with_those_that_have_one(pycolmap, tmp_path):
+    images, rough = pictures(), truth()
+    rough[[1, 4]] = np.nan
+    result = poses_from_motion(images, tmp_path / 'work', rough=rough)
+    metres, _ = errors(np.array([image.map_from_camera for image in result.images]), truth())
+    assert len(metres) == COUNT and metres.max() < 0.03
+    rough[:4] = np.nan
+    result = poses_from_motion(images, tmp_path / 'work', rough=rough)
+    assert result.numbers['scale_from'].startswith('unknown')

@@ -4,6 +4,7 @@ What the format does differently is converted here and nowhere else: its camera 
 (y up, z backward), and its principal point counts from the corner of the first pixel.
 """
 
+from collections.abc import Sequence
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 EXPECTED = 'transforms.json'
 OPENGL_FROM_OPENCV = np.diag((1.0, -1.0, -1.0, 1.0))  # turns about the camera's x axis
 DEFAULT_DEPTH_SCALE = 0.001  # metres per unit: depth pictures hold millimetres
+
+WITHOUT_POSE = 'frames_without_pose'  # a list of our own, which other programs pass over
 
 _EXTENSIONS = ('.png', '.jpg', '.jpeg', '.PNG', '.JPG', '.JPEG')
 _SPLITS = {'train': 'train', 'test': 'test', 'val': 'test'}
@@ -44,12 +47,9 @@ def found(folder: Path) -> bool:
 def read(folder: Path) -> list[PosedImage]:
     """Read the frames of `folder/transforms.json`; `split` stays None where the file has none."""
     file = folder / 'transforms.json'
-    try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise DataError(f'{file} is not valid JSON: {error}; write it again') from error
-    frames = content.get('frames') if isinstance(content, dict) else None
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+    content = _content(file)
+    frames = content.get('frames')
+    if not _is_list_of_frames(frames):
         raise DataError(f"{file} has no list 'frames'; write it with nerfstudio's ns-process-data")
     splits = _splits_by_name(content)
     marked = bool(splits) or any('split' in frame for frame in frames)
@@ -58,9 +58,24 @@ def read(folder: Path) -> list[PosedImage]:
             for index, frame in enumerate(frames)]
 
 
-def write(file: Path, frames: list[dict[str, Any]]):
-    """Write `transforms.json`, whole or not at all, with the given frames, see `frame_entry`."""
-    write_text(file, json.dumps({'frames': frames}, indent=1) + '\n')
+def read_without_pose(folder: Path) -> list[PosedImage]:
+    """Read the images that `write` was given without a pose; none of other programs' files."""
+    file = folder / 'transforms.json'
+    frames = _content(file).get(WITHOUT_POSE, [])
+    if not _is_list_of_frames(frames):
+        raise DataError(f"{file}: '{WITHOUT_POSE}' is no list of frames; write it again")
+    return [_read_frame(file, index, frame, {}, {}, False, posed=False)
+            for index, frame in enumerate(frames)]
+
+
+def write(file: Path, frames: list[dict[str, Any]],
+          without_pose: Sequence[dict[str, Any]] = ()) -> None:
+    """Write `transforms.json`, whole or not at all, with the given frames, see `frame_entry`.
+
+    without_pose: frames that `read` is not to see, but `read_without_pose`.
+    """
+    more = {WITHOUT_POSE: list(without_pose)} if without_pose else {}
+    write_text(file, json.dumps({'frames': frames, **more}, indent=1) + '\n')
 
 
 def frame_entry(image: PosedImage, folder: Path) -> dict[str, Any]:
@@ -74,8 +89,9 @@ def frame_entry(image: PosedImage, folder: Path) -> dict[str, Any]:
         'file_path': image.name, 'camera_model': model, 'w': camera.width, 'h': camera.height,
         'fl_x': camera.fx, 'fl_y': camera.fy, 'cx': camera.cx + 0.5, 'cy': camera.cy + 0.5,
         **dict(zip(_MODELS[model][1], camera.distortion)),
-        'transform_matrix': (image.map_from_camera @ OPENGL_FROM_OPENCV).tolist(),
     }
+    if image.map_from_camera is not None:
+        entry['transform_matrix'] = (image.map_from_camera @ OPENGL_FROM_OPENCV).tolist()
     if image.split is not None:
         entry['split'] = image.split
     if image.stamp is not None:
@@ -88,8 +104,21 @@ def frame_entry(image: PosedImage, folder: Path) -> dict[str, Any]:
     return entry
 
 
+def _content(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise DataError(f'{file} is not valid JSON: {error}; write it again') from error
+    return content if isinstance(content, dict) else {}
+
+
+def _is_list_of_frames(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(frame, dict) for frame in value)
+
+
 def _read_frame(
-    file: Path, index: int, frame: dict, shared: dict, splits: dict[str, str], marked: bool,
+    file: Path, index: int, frame: dict, shared: dict, splits: dict[str, str], marked: bool, *,
+    posed: bool = True,
 ) -> PosedImage:
     if not isinstance(frame.get('file_path'), str) or not frame['file_path']:
         raise DataError(f"{file}: frame {index} has file_path {frame.get('file_path')!r}; "
@@ -97,9 +126,11 @@ def _read_frame(
     stated = frame['file_path'].replace('\\', '/')
     where = f"{file}: frame {index} '{stated}'"
     path = _picture(file.parent, stated, where)
-    if 'transform_matrix' not in frame:
+    if posed and 'transform_matrix' not in frame:
         raise DataError(f"{where} has no 'transform_matrix'; register it or take it out")
-    pose = checked_pose(frame['transform_matrix'], where) @ OPENGL_FROM_OPENCV
+    pose = None
+    if posed:
+        pose = checked_pose(frame['transform_matrix'], where) @ OPENGL_FROM_OPENCV
     values = {**shared, **frame}
     split = None
     if marked:

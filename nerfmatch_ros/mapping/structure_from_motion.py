@@ -65,9 +65,10 @@ def poses_from_motion(
 
     work: folder for what is finished, begun anew if the photographs are others. calibrated: the
     cameras of the images are right; False: only their sizes are, and COLMAP calibrates one camera
-    for each size. rough: (K, 4, 4) map_from_camera, such as odometry, gives frame and scale;
-    distance: gives the scale, and the frame is level. Without either, the scale is a guess, which
-    `numbers` says. Only the largest group of photographs that hang together is kept.
+    for each size. rough: (K, 4, 4) map_from_camera, such as odometry, gives frame and scale; NaN
+    where it is not known. distance: gives the scale, and the frame is level. Without either, the
+    scale is a guess, which `numbers` says. Only the largest group of photographs that hang
+    together is kept.
     """
     pycolmap = _pycolmap()
     if len(images) < FEWEST:
@@ -102,7 +103,14 @@ def poses_from_motion(
     numbers = {'photographs': len(images), 'placed': len(rows), 'points': len(model.points3D),
                'reprojection_px': round(float(model.compute_mean_reprojection_error()), 3)}
     if rough is not None:
-        frame = frame_from_poses(poses, np.asarray(rough, np.float64)[rows])
+        given = np.asarray(rough, np.float64)[rows]
+        known = np.isfinite(given).all(axis=(1, 2))
+        if known.sum() < FEWEST:
+            LOG.warning('%d of the photographs that found a place have a given pose; that is too '
+                        'few for scale and frame', known.sum())
+            rough = None
+    if rough is not None:
+        frame = frame_from_poses(poses[known], given[known])
         numbers |= {'scale_from': 'rough poses', 'up_from': 'rough poses'}
     else:
         frame, origin = level_frame(

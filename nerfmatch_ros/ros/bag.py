@@ -15,6 +15,7 @@ import tempfile
 from typing import Any
 
 from nerfmatch_ros.errors import DataError
+from nerfmatch_ros.ros.bag_faults import fault_of, REPAIR, SUFFIXES, ZSTD_MAGIC
 from rosbags.interfaces import (
     Qos,
     QosDurability,
@@ -32,9 +33,6 @@ TYPES = get_typestore(Stores.ROS2_KILTED)
 _UNLIMITED = QosTime(sec=9223372036, nsec=854775807)  # RMW_DURATION_INFINITE
 # What a message that was cut or overwritten makes the library raise.
 _UNREADABLE = (ReaderError, SerdeError, OSError, ValueError, TypeError, LookupError, struct.error)
-_SUFFIXES = ('.mcap', '.db3')
-REPAIR = ('repair a copy of it with `mcap recover` (mcap) or the `.recover` of sqlite3 (db3), '
-          'then write its metadata anew with `ros2 bag reindex`')
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,9 @@ class BagReader:
             self._reader = Reader(_storage(self.path))
             self._reader.open()
         except Exception as error:  # noqa: BLE001 - sqlite, lz4 and zstd have errors of their own
-            remedy = f'; {REPAIR}' if self.path.exists() else ''
+            remedy = ''
+            if self.path.exists():
+                remedy = f'; {fault_of(self.path) or REPAIR}'
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 remedy = (f'; a compressed bag is unpacked into {tempfile.gettempdir()}, make '
                           'room there or name another folder in TMPDIR')
@@ -157,6 +157,9 @@ class BagReader:
         try:
             for connection, time_ns, data in self._reader.messages(connections):
                 read += 1
+                # Without the metadata of a bag nothing else says that messages are compressed.
+                if data[:4] == ZSTD_MAGIC:
+                    data = _decompressed(data)
                 yield connection.topic, time_ns, data
         except Exception as error:  # noqa: BLE001 - sqlite, lz4 and zstd have errors of their own
             whole = sum(connection.msgcount for connection in connections)
@@ -182,15 +185,21 @@ def decoded(data: bytes, message_type: str) -> Any:
         raise DataError(f'a message of {len(data)} bytes is no {message_type}: {error}') from error
 
 
+def _decompressed(data: bytes) -> bytes:
+    """Undo the compression of a message with what the library does it with."""
+    from rosbags.rosbag2.reader import zstd  # late: no other bags need it
+    return zstd.decompress(data)
+
+
 def _storage(path: Path) -> Path:
     """Give what is opened: of a folder that a crash left without metadata its one file."""
     if path.is_dir() and not (path / 'metadata.yaml').exists():
-        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
         if len(files) == 1:
             return files[0]
         if not files:
             raise FileNotFoundError(f'it holds neither a metadata.yaml nor a file of '
-                                    f'{" or ".join(_SUFFIXES)}')
+                                    f'{" or ".join(SUFFIXES)}')
     return path
 
 

@@ -10,7 +10,7 @@ from nerfmatch_ros.ros.bag_report import Frame, KEPT
 from nerfmatch_ros.ros.bag_scan import BagScan
 from nerfmatch_ros.ros.frame_folder import FrameFolder, PICTURES
 from nerfmatch_ros.ros.frame_gate import picture_fault
-from nerfmatch_ros.ros.frame_picture import FramePicture, picture_of
+from nerfmatch_ros.ros.frame_picture import FramePicture, largest_of_16_bits, picture_of
 from nerfmatch_ros.ros.image_messages import FrameRejected
 import numpy as np
 
@@ -34,14 +34,19 @@ def candidates(frames: list[Frame], starts: np.ndarray) -> list[list[Frame]]:
 def take_pictures(
     place: FrameFolder, scan: BagScan, frames: list[Frame], segments: list[list[Frame]],
     cameras: BagCamera, journal: list[dict], report: Report,
-) -> None:
-    """Write the sharpest picture of each segment; what the journal has is done already."""
+) -> int:
+    """
+    Write the sharpest picture of each segment; what the journal has is done already.
+
+    Gives the largest sample of all that were looked at, of images of 16 bits; 0 of others.
+    """
     done = _restore(place, frames, journal)
+    largest = max((record.get('largest', 0) for record in journal), default=0)
     segment_of = {frame.index: number for number, segment in enumerate(segments)
                   if number not in done for frame in segment}
     remaining = len(segment_of)
     if not remaining:
-        return
+        return largest
     picker = _Sharpest(place, cameras)
     current = None
     with BagReader(scan.path) as bag:
@@ -61,6 +66,7 @@ def take_pictures(
     if current is not None:
         picker.settle(current, segments[current])
     report(1.0, {'keyframes': picker.kept + len(done)})
+    return max(largest, picker.largest)
 
 
 def _restore(place: FrameFolder, frames: list[Frame], journal: list[dict]) -> set[int]:
@@ -86,19 +92,22 @@ class _Sharpest:
         self._place, self._cameras = place, cameras
         self._best: tuple[Frame, FramePicture] | None = None
         self.kept = 0
+        self.largest = 0  # sample of images of 16 bits
 
     def look(self, frame: Frame, data: bytes, message_type: str, compressed: bool) -> None:
         """Judge a frame by its message (CDR)."""
         try:
-            picture = picture_of(decoded(data, message_type), compressed)
+            message = decoded(data, message_type)
+            picture = picture_of(message, compressed)
             height, width = picture.rgb.shape[:2]
-            self._cameras.of_picture(frame.received_ns, width, height)
+            self._cameras.of_picture(frame.index, width, height)
         except FrameRejected as error:
             frame.outcome, frame.detail = error.kind, str(error)
             return
         except DataError as error:
             frame.outcome, frame.detail = 'unreadable', str(error)
             return
+        self.largest = max(self.largest, largest_of_16_bits(message, compressed))
         frame.outcome = picture_fault(picture.rgb)
         if frame.outcome:
             return
@@ -118,6 +127,6 @@ class _Sharpest:
             frame.outcome, frame.name = KEPT, name
             self._best = None
             self.kept += 1
-        self._place.note({'segment': number, 'name': name, 'frames': [
+        self._place.note({'segment': number, 'name': name, 'largest': self.largest, 'frames': [
             (frame.index, frame.outcome, frame.detail,
              frame.sharpness if np.isfinite(frame.sharpness) else None) for frame in segment]})

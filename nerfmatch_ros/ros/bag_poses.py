@@ -7,6 +7,8 @@ from nerfmatch_ros.data.tum import parse_pose
 from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
 from nerfmatch_ros.ros.bag_scan import BagScan, BASE, PoseTopic
+from nerfmatch_ros.ros.link_check import check_links
+from nerfmatch_ros.ros.pose_covariance import stated_certainty, StatedCertainty
 from nerfmatch_ros.ros.transform_buffer import FRAMES_NAMED, TransformError
 import numpy as np
 
@@ -29,6 +31,7 @@ class CameraPoses:
     quality: Literal['exact', 'rough']  # by its source: a frame that is fixed, or odometry
     z_up: bool  # by what the frame is called
     notes: list[str] = field(default_factory=list)
+    stated: StatedCertainty | None = None  # by the robot itself, of a topic with covariances
 
 
 def camera_poses(
@@ -95,6 +98,8 @@ def _of_transforms(
     notes = [f"'{link.child}' hangs below {', '.join(parents)}: two publishers disagree; "
              f"'{link.parent}' was followed" for link in path
              if len(parents := scan.transforms.parents(link.child)) > 1]
+    notes += check_links(path, f'take poses from elsewhere: another --odom-frame, or --pose-topic '
+                               f'({scan.pose_topics})')
     return CameraPoses(
         poses, reasons, frame, f'{", ".join(scan.transform_topics)}: {" -> ".join(chain[::-1])}',
         quality_of(frame), is_upright(frame), notes)
@@ -110,6 +115,7 @@ def _of_topic(
     gap = round(1e9 * options.max_gap)
     body = options.base_frame.lstrip('/') or topic.body or BASE
     poses, reasons = topic.link.at(stamps, gap)
+    path = []
     if options.extrinsic:
         poses = poses @ parse_pose(options.extrinsic)
     elif body != camera_frame:
@@ -119,12 +125,25 @@ def _of_topic(
             raise DataError(_no_extrinsic(scan, topic, body, camera_frame, error)) from error
         poses = poses @ offsets
         reasons = [first or second for first, second in zip(reasons, gaps)]
+        path = scan.transforms.path(body, camera_frame)
     notes = [f'{count} messages on {topic.name} not taken: {reason}'
              for reason, count in topic.refused.items()]
+    notes += check_links([topic.link], 'take poses from elsewhere: --odom-frame, or another '
+                                       f'--pose-topic ({scan.pose_topics})', topic.name)
+    notes += check_links(path, _REST)
     kind = topic.type.rsplit('/', 1)[-1]
     return CameraPoses(
         poses, reasons, topic.frame, f"{topic.name} ({kind}), pose of '{body}'",
-        quality_of(topic.frame), is_upright(topic.frame), notes)
+        quality_of(topic.frame), is_upright(topic.frame), notes, _stated(topic))
+
+
+def _stated(topic: PoseTopic) -> StatedCertainty | None:
+    """Give what the covariances of a topic say, if its type has them."""
+    if not topic.variances:
+        return None
+    stamps, numbers = topic.link.samples()
+    return stated_certainty(stamps, numbers[:, :3], np.array(topic.variances).reshape(-1, 6),
+                            fixed=quality_of(topic.frame) == 'exact', topic=topic.name)
 
 
 def _no_chain(scan: BagScan, frame: str, camera_frame: str, error: TransformError) -> str:

@@ -1,5 +1,6 @@
 """A bag read once from end to end, without decoding a picture: what is there, and when."""
 
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from nerfmatch_ros.ros import bag_messages as messages
 from nerfmatch_ros.ros import bag_topics as topics
 from nerfmatch_ros.ros.bag import BagReader, decoded
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
+from nerfmatch_ros.ros.camera_info_log import CameraInfoLog
 from nerfmatch_ros.ros.transform_buffer import check_link
 from nerfmatch_ros.ros.transform_log import TransformLink, TransformLog
 
@@ -38,6 +40,8 @@ class PoseTopic:
     frame: str = ''  # that they are in: of the first message
     body: str = ''  # whose pose it is: child_frame_id, '' where the type has none
     link: TransformLink | None = None
+    # Diagonals of the covariances, six numbers a pose; empty where the type has none.
+    variances: array = field(default_factory=lambda: array('d'))
     refused: Counter = field(default_factory=Counter)  # messages that were not taken, by reason
 
 
@@ -49,7 +53,7 @@ class BagScan:
     image_topic: str
     compressed: bool
     images: list[ScannedImage]  # in the order of the bag
-    infos: dict[str, list[tuple[int, Any]]]  # by topic: received in ns, CameraInfo, if it differs
+    infos: dict[str, CameraInfoLog]  # by topic
     transforms: TransformLog
     transform_topics: tuple[str, ...]
     poses: PoseTopic | None
@@ -62,7 +66,6 @@ def scan_bag(
 ) -> BagScan:
     """Read a bag; report: takes the share that is read and numbers to show."""
     images, infos, log = [], {}, TransformLog()
-    last_infos: dict[str, bytes] = {}
     with BagReader(path) as bag:
         image_topic = topics.image_topic(bag, options.image_topic)
         pose_name = options.pose_topic and topics.pose_topic(bag, options.pose_topic)
@@ -77,11 +80,11 @@ def scan_bag(
             if name == image_topic:
                 images.append(_scan_image(received, data))
             elif name in transforms:
-                _add_transforms(log, name, data, transforms[name])
+                _add_transforms(log, name, received, data, transforms[name])
             elif name == pose_name:
                 _add_pose(poses, data)
             else:
-                _add_info(infos, last_infos, name, received, data)
+                _add_info(infos, name, received, data)
             if number % 100 == 0:
                 report(number / total, {'images': len(images)})
         report(1.0, {'images': len(images)})
@@ -99,27 +102,26 @@ def _scan_image(received: int, data: bytes) -> ScannedImage:
     return ScannedImage(received, stamp, frame.lstrip('/'), zlib.crc32(memoryview(data)[end:]))
 
 
-def _add_transforms(log: TransformLog, topic: str, data: bytes, static: bool) -> None:
+def _add_transforms(
+    log: TransformLog, topic: str, received: int, data: bytes, static: bool,
+) -> None:
     try:
         message = decoded(data, messages.TRANSFORMS)
     except DataError:
         log.refused[f'messages on {topic} that cannot be decoded'] += 1
         return
-    log.add(message, static)
+    log.add(message, static, received)
 
 
 def _add_info(
-    infos: dict[str, list], last: dict[str, bytes], topic: str, received: int, data: bytes,
+    infos: dict[str, CameraInfoLog], topic: str, received: int, data: bytes,
 ) -> None:
-    """Keep a camera_info if it is not the same as the one before."""
+    log = infos.get(topic, CameraInfoLog())
     try:
-        _, _, end = messages.read_serialized_header(data)
-        content = bytes(data[end:])
-        if last.get(topic) != content:
-            infos.setdefault(topic, []).append((received, decoded(data, messages.CAMERA_INFO)))
-            last[topic] = content
+        log.add(received, data)
     except DataError:
         return  # another one will do; if there is none, that is said
+    infos[topic] = log
 
 
 def _add_pose(poses: PoseTopic, data: bytes) -> None:
@@ -146,6 +148,9 @@ def _add_pose(poses: PoseTopic, data: bytes) -> None:
         poses.refused['no pose: not finite, or a quaternion that is not of length 1'] += 1
         return
     poses.link.add(messages.read_stamp(message.header), numbers)
+    covariance = getattr(getattr(message, 'pose', None), 'covariance', None)
+    if covariance is not None:
+        poses.variances.extend(covariance[::7])
 
 
 def _position_and_rotation(message: Any) -> tuple[Any, Any]:

@@ -4,10 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
-from nerfmatch_ros.ros.image_messages import compressed_to_rgb, FrameRejected, image_to_rgb
+from nerfmatch_ros.ros.image_messages import (
+    compressed_to_rgb,
+    ENCODINGS,
+    FrameRejected,
+    image_to_rgb,
+)
 import numpy as np
 
 _JPEG_START = b'\xff\xd8'
+_PNG_START, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24  # and where its header has the bits of a sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,3 +46,22 @@ def picture_of(message: Any, compressed: bool) -> FramePicture:
         return FramePicture(rgb, None, '.png')
     content = bytes(message.data)
     return FramePicture(rgb, content, '.jpg' if content.startswith(_JPEG_START) else '.png')
+
+
+def largest_of_16_bits(message: Any, compressed: bool) -> int:
+    """Give the largest sample of an image that `picture_of` decodes; 0 if it has 8 bits or fewer.
+
+    Of 16 bits pictures have the upper 8, and a camera may fill the lower 12 only.
+    """
+    if compressed:
+        content = np.frombuffer(message.data, np.uint8)
+        if bytes(content[:8]) != _PNG_START or content[_PNG_DEPTH] != 16:
+            return 0
+        samples = cv2.imdecode(content, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        return 0 if samples is None or samples.dtype != np.uint16 else int(samples.max())
+    layout = ENCODINGS.get(message.encoding)
+    if layout is None or layout.sample_bytes != 2:
+        return 0
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+    used = np.ascontiguousarray(rows[:, :2 * layout.channels * message.width])
+    return int(used.view('>u2' if message.is_bigendian else '<u2').max())

@@ -12,6 +12,8 @@ from nerfmatch_ros.ros.transform_buffer import check_link, SECOND, TransformBuff
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+_ROUNDING = 1e-6  # metres, or parts of a quaternion; a static transform that differs less is one
+
 
 class TransformLink:
     """All that was said of one child in one parent; 64 bytes a transform."""
@@ -23,12 +25,23 @@ class TransformLink:
     def __len__(self) -> int:
         return len(self._stamps)
 
-    def add(self, stamp_ns: int, numbers: Sequence[float]) -> None:
-        """Keep x y z, quaternion x y z w; of a static link the last ones count."""
-        if self.static:
-            del self._stamps[:], self._numbers[:]
+    def add(self, stamp_ns: int, numbers: Sequence[float], received_ns: int = 0) -> None:
+        """Keep x y z, quaternion x y z w; of a static link only what changes.
+
+        received_ns: since when that holds, if its stamp is not later than that of the one before.
+        """
+        if self.static and self._stamps:
+            if _same(self._numbers[-7:], numbers):
+                return
+            if stamp_ns <= self._stamps[-1]:
+                stamp_ns = max(received_ns, self._stamps[-1])
         self._stamps.append(stamp_ns)
         self._numbers.extend(numbers)
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give stamps (N,) in ns and numbers (N, 7) as they came."""
+        return (np.array(self._stamps, np.int64),
+                np.array(self._numbers, np.float64).reshape(-1, 7))
 
     @property
     def span_ns(self) -> tuple[int, int]:
@@ -46,12 +59,13 @@ class TransformLink:
         Give parent_from_child (M, 4, 4) at stamps (M,), and why it is not known, '' if it is.
 
         Poses that are not known are NaN: before the first transform, after the last, and between
-        two that are further apart than `longest_gap_ns`.
+        two that are further apart than `longest_gap_ns`. A static link holds until it changes,
+        and before.
         """
         numbers = np.frombuffer(self._numbers, np.float64).reshape(-1, 7)
         if self.static:
-            return (np.broadcast_to(_poses(numbers), (len(stamps_ns), 4, 4)),
-                    [''] * len(stamps_ns))
+            valid = np.searchsorted(np.frombuffer(self._stamps, np.int64), stamps_ns, 'right') - 1
+            return _poses(numbers)[np.maximum(valid, 0)], [''] * len(stamps_ns)
         # Of equal stamps the last counts, as a listener would have it.
         stamps, last = np.unique(np.frombuffer(self._stamps, np.int64)[::-1], return_index=True)
         last = len(numbers) - 1 - last
@@ -84,16 +98,17 @@ class TransformLog:
         self._links: dict[tuple[str, str, bool], TransformLink] = {}
         self.refused: Counter[str] = Counter()  # why transforms were not taken, without numbers
 
-    def add(self, message: Any, static: bool) -> None:
+    def add(self, message: Any, static: bool, received_ns: int = 0) -> None:
         """Keep the transforms of a tf2_msgs/TFMessage."""
         for stamped in message.transforms:
             t, q = stamped.transform.translation, stamped.transform.rotation
             self.add_numbers(stamped.header.frame_id, stamped.child_frame_id,
                              read_stamp(stamped.header),
-                             (t.x, t.y, t.z, q.x, q.y, q.z, q.w), static)
+                             (t.x, t.y, t.z, q.x, q.y, q.z, q.w), static, received_ns)
 
     def add_numbers(
         self, parent: str, child: str, stamp_ns: int, numbers: Sequence[float], static: bool,
+        received_ns: int = 0,
     ) -> None:
         """Keep x y z, quaternion x y z w of a child in its parent, or count why not."""
         parent, child = parent.lstrip('/'), child.lstrip('/')
@@ -106,7 +121,7 @@ class TransformLog:
         link = self._links.get(key)
         if link is None:
             link = self._links[key] = TransformLink(parent, child, static)
-        link.add(stamp_ns, numbers)
+        link.add(stamp_ns, numbers, received_ns)
 
     @property
     def frames(self) -> list[str]:
@@ -171,7 +186,7 @@ class TransformLog:
             other = link.parent if link.child == frame else link.child
             known = by_end.get(other)
             # What moves says more than what is fixed; a single transform does not move.
-            if known is None or (len(link), not link.static) > (len(known), not known.static):
+            if known is None or _tells(link) > _tells(known):
                 by_end[other] = link
         for other, link in by_end.items():
             yield link, other
@@ -183,6 +198,18 @@ class TransformLog:
             buffer.set_numbers(link.parent, link.child, *link.first(), static=True)
         buffer.lookup(target, source, 0)
         raise TransformError('disconnected', f"nothing joins '{source}' and '{target}'")
+
+
+def _tells(link: TransformLink) -> tuple[int, bool]:
+    """Give what orders links of the same frames by how much they say."""
+    return 1 if link.static else len(link), not link.static
+
+
+def _same(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Tell whether poses differ by rounding at most; of a quaternion both signs mean the same."""
+    sign = 1.0 if sum(a * b for a, b in zip(one[3:], other[3:])) > 0 else -1.0
+    return all(abs(a - b) < _ROUNDING for a, b in zip(one[:3], other[:3])) \
+        and all(abs(a - sign * b) < _ROUNDING for a, b in zip(one[3:], other[3:]))
 
 
 def _poses(numbers: np.ndarray) -> np.ndarray:

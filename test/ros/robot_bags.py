@@ -53,28 +53,30 @@ def raw(samples, encoding, stamp, frame_id=OPTICAL, size=None, padding=0):
         encoding=encoding, is_bigendian=0, step=rows.shape[1], data=rows.reshape(-1))
 
 
-def odometry(pose, stamp, frame_id=ODOM, child=BASE):
+def odometry(pose, stamp, frame_id=ODOM, child=BASE, variances=(0,) * 6):
     """Make a nav_msgs/Odometry."""
     make = TYPES.types
     zero = make['geometry_msgs/msg/Vector3'](x=0.0, y=0.0, z=0.0)
     return make[messages.ODOMETRY](
         header=messages.make_header(stamp, frame_id), child_frame_id=child,
-        pose=with_covariance(pose),
+        pose=with_covariance(pose, variances),
         twist=make['geometry_msgs/msg/TwistWithCovariance'](
             twist=make['geometry_msgs/msg/Twist'](linear=zero, angular=zero),
             covariance=np.zeros(36)))
 
 
-def pose_with_covariance(pose, stamp, frame_id='map'):
+def pose_with_covariance(pose, stamp, frame_id='map', variances=(0,) * 6):
     """Make a PoseWithCovarianceStamped."""
     return TYPES.types[messages.POSE_WITH_COVARIANCE](
-        header=messages.make_header(stamp, frame_id), pose=with_covariance(pose))
+        header=messages.make_header(stamp, frame_id),
+        pose=with_covariance(pose, variances))
 
 
-def with_covariance(pose):
-    """Make a PoseWithCovariance."""
+def with_covariance(pose, variances=(0,) * 6):
+    """Make a PoseWithCovariance; variances: x y z, about x y z."""
     return TYPES.types['geometry_msgs/msg/PoseWithCovariance'](
-        pose=messages.make_pose(pose, 0, '').pose, covariance=np.zeros(36))
+        pose=messages.make_pose(pose, 0, '').pose,
+        covariance=np.diag(np.array(variances, np.float64)).ravel())
 
 
 def transform_stamped(pose, stamp, frame_id, child):

@@ -532,7 +532,7 @@ def test_what_is_no_bag_of_ros_2_is_an_error_before_anything_is_written(tmp_path
 def test_pictures_alone_are_taken_evenly_in_time_with_their_camera(tmp_path):
     bag = write(tmp_path / 'bag', drive(20, transforms=False, extrinsic=False))
     found = extract_frames(bag, tmp_path / 'frames', BagFrameOptions(max_images=5),
-                           with_poses=False)
+                           need_poses=False)
     assert (found.quality, found.frame) == ('none', '')
     assert len(list((tmp_path / 'frames' / 'images').iterdir())) == 5
     assert read_camera(tmp_path / 'frames' / 'camera.yaml').fx == 50.0

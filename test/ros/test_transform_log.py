@@ -64,12 +64,14 @@ def test_nothing_is_known_outside_and_in_gaps_and_the_reason_names_the_link():
     assert "after the last of 'base' in 'odom'" in reasons[5]
 
 
-def test_of_equal_stamps_and_of_static_transforms_the_last_counts():
+def test_of_equal_stamps_the_last_counts_and_static_transforms_hold_until_they_change():
     log = log_of(('odom', 'base', 7, moved(1), False), ('odom', 'base', 7, moved(2), False),
                  ('base', 'camera', 0, moved(0, 1), True),
                  ('base', 'camera', 9, moved(0, 2), True))
     pose, = log.at('odom', 'camera', np.array([7]), SECOND)[0]
-    assert pose[:2, 3].tolist() == [2, 2]
+    assert pose[:2, 3].tolist() == [2, 1]
+    held = log.at('base', 'camera', np.array([-5, 0, 8, 9, 10]), SECOND)[0]
+    assert held[:, 1, 3].tolist() == [1, 1, 1, 2, 2]
 
 
 def test_what_moves_goes_before_what_was_said_to_be_fixed():
