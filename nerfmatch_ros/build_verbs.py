@@ -50,6 +50,9 @@ def build(
     registration: Annotated[str | None, arg(
         metavar='STEPS', help='how rough poses are mended: l2g, barf, features, or several joined '
         'by +; else as configured. With --poses none: how found ones are polished')] = None,
+    scene_geometry: Annotated[bool, arg(
+        help='train a second localizer for this map, too: one network, image to pose, no search; '
+             'matching then looks first from its pose')] = False,
     config: Annotated[Path | None, arg(
         help='YAML file, see config/build_map.yaml, or config/update_map.yaml with --update')
     ] = None,
@@ -100,11 +103,17 @@ def build(
         if field is not None or registration is not None or scale is not None:
             raise ConfigError('--update trains the field of the map and places photographs by it; '
                               'leave --field, --registration and --scale out')
+        if scene_geometry:
+            raise ConfigError('an update has only the new photographs, and scene geometry is '
+                              'trained on all: leave --scene-geometry out')
         output = (output or update).resolve()
         update_config = from_dict(UpdateConfig, values, str(config))
     elif output is None:
         raise ConfigError('no --output is given; name the folder of the new map')
     else:
+        if scene_geometry:
+            values = {**values, 'scene_geometry': {
+                **(values.get('scene_geometry') or {}), 'enabled': True}}
         build_config = from_dict(BuildConfig, values, str(config))
     chosen, given = choose_device(device), {}
     if field is not None:

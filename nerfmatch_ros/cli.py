@@ -1,6 +1,7 @@
 """
-The command line: `nerfmatch build | frames | merge | train-matcher | surface-cache | localize |
-evaluate | bench | import | inspect | render | bag | replay | doctor | demo`.
+The command line: `nerfmatch build | frames | merge | train-matcher | train-scene-geometry |
+surface-cache | localize | evaluate | bench | import | inspect | render | bag | replay | doctor |
+demo`.
 
 Each verb is one function that chooses the device, reads the inputs and hands on to the module that
 does the work. Those modules import torch and are imported only when the verb runs.
@@ -21,7 +22,7 @@ from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.files import NO_SPACE
 from nerfmatch_ros.import_verbs import import_verb
 from nerfmatch_ros.map_life_verbs import merge
-from nerfmatch_ros.train_verbs import train_matcher
+from nerfmatch_ros.train_verbs import train_matcher, train_scene_geometry
 import tyro
 from tyro.conf import arg, Positional
 
@@ -33,12 +34,18 @@ Images = Annotated[Path, arg(
 Annotations = Annotated[Path | None, arg(
     metavar='FILE', help='transforms_<scene>_<split>.json of the published NeRFMatch; --images is '
     'then the folder that its file_paths are in')]
-Refine = Annotated[str, arg(
+Refine = Annotated[str | None, arg(
     metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
-    "match+photometric, or map for the map's own schedule")]
+    "match+photometric, or map for the map's own schedule, the default but for poses of "
+    'scene_geometry')]
 Precision = Annotated[
     Literal['map', 'auto', 'float32', 'bfloat16', 'float16'],
     arg(help="of the networks; map: the map's own, auto: half where the device is faster in it")]
+LocalizerName = Annotated[
+    Literal['map', 'nerfmatch', 'scene_geometry', 'hybrid'],
+    arg(help="what finds poses; map: what the map says (hybrid, if it has scene geometry), "
+             "nerfmatch: matching with the map, scene_geometry: one network alone, hybrid: "
+             "matching from the network's pose")]
 Split = Annotated[
     Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")]
 
@@ -85,9 +92,8 @@ def localize(
     track: Annotated[bool, arg(
         help='the photographs follow one another: look first from the pose of the one before, as '
              'a node does, and refine none unless --refine is given')] = False,
-    refine: Annotated[str | None, arg(
-        metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
-        "match+photometric, or map (the default) for the map's own schedule")] = None,
+    refine: Refine = None,
+    localizer: LocalizerName = 'map',
     precision: Precision = 'map',
     device: Device = 'auto',
 ) -> None:
@@ -97,9 +103,9 @@ def localize(
     if not images:
         raise ConfigError('no photograph is named; give at least one file')
     given = None if camera is None else read_camera(camera)
-    refine = refine or ('none' if track else 'map')
-    localizer = _load(map, device, refine, precision)
-    for record in localize_files(localizer, images, given, track=track):
+    refine = refine or ('none' if track else None)
+    made = _load(map, device, refine, precision, localizer)
+    for record in localize_files(made, images, given, track=track):
         print(json.dumps(record, allow_nan=False), flush=True)
 
 
@@ -114,7 +120,8 @@ def evaluate(
         help='where the true poses are in another frame than the map: bring them together first, '
              "by the photographs of the folder that the map was built of, else by the queries'")
     ] = 'none',
-    refine: Refine = 'map',
+    refine: Refine = None,
+    localizer: LocalizerName = 'map',
     precision: Precision = 'map',
     device: Device = 'auto',
 ) -> None:
@@ -124,7 +131,7 @@ def evaluate(
     from nerfmatch_ros.evaluation.paper_table import known_scene, print_paper_row
     queries = read_posed_images(images, _named(split), annotations=annotations)
     known = () if align == 'none' else read_posed_images(images, annotations=annotations)
-    report = evaluate_map(_load(map, device, refine, precision), queries, output,
+    report = evaluate_map(_load(map, device, refine, precision, localizer), queries, output,
                           scene=known_scene(annotations, images), align=align, known=known)
     paper = report.pop('paper', None)
     _print_table('evaluation', report)
@@ -246,6 +253,79 @@ def bench_registration(
     registration_bench.print_registration(report)
 
 
+def bench_scene_geometry(
+    *,
+    images: Images,
+    output: Annotated[Path, arg(help='folder of the networks and of scene_geometry.json; what was '
+                                'cut short goes on')],
+    variants: Annotated[tuple[str, ...], arg(
+        metavar='NAME...', help="'pose loss', '+ consistency', '+ reprojection', 'without "
+        "weights', or a backbone: compact, or a name of timm")] = (
+            'pose loss', '+ consistency', '+ reprojection', 'without weights'),
+    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
+    minutes: Annotated[float | None, arg(help='of each variant, at most')] = None,
+    steps: Annotated[int | None, arg(help='of each variant, at most')] = None,
+    positions: Annotated[float | None, arg(
+        metavar='SHARE', help='instead of variants: learn the poses of the first such share of '
+        'the photographs, then the positions alone of the others, and measure on these')] = None,
+    markdown: Annotated[Path | None, arg(
+        metavar='FILE', help='replace the section of this data set in a document')] = None,
+    device: Device = 'auto',
+) -> None:
+    """Train scene geometry in several ways on 'train' images, measure it on 'test' ones."""
+    from dataclasses import replace
+
+    from nerfmatch_ros import scene_geometry_bench
+    from nerfmatch_ros.config import choose_device, load_config
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.mapping.build_config import BuildConfig
+    training = load_config(BuildConfig, config).scene_geometry.training
+    if steps is not None:
+        training = replace(training, steps=steps)
+    options = {'device': choose_device(device), 'minutes': minutes, 'say': print}
+    name = images.resolve().name
+    if positions is None:
+        report = scene_geometry_bench.bench_scene_geometry(
+            read_posed_images(images, 'train'), read_posed_images(images, 'test'), variants,
+            training, output, **options)
+    else:
+        name += ', positions alone'
+        report = scene_geometry_bench.bench_positions(*scene_geometry_bench.parted(
+            read_posed_images(images, None), positions), training, output, **options)
+    if markdown is not None:
+        scene_geometry_bench.write_section(report, markdown, name, _command())
+    scene_geometry_bench.print_scene_geometry(report)
+
+
+def bench_localizers(
+    *,
+    map: MapFolder,
+    images: Images,
+    split: Split = 'test',
+    limit: Annotated[int | None, arg(help='at most that many images, spread evenly')] = None,
+    elsewhere: Annotated[tuple[Path, ...], arg(
+        metavar='DIR...', help='photographs of other places, where every pose is wrong')] = (),
+    output: Annotated[Path | None, arg(help='folder for localizers.json')] = None,
+    markdown: Annotated[Path | None, arg(
+        metavar='FILE', help='replace the section of this map in a document')] = None,
+    device: Device = 'auto',
+) -> None:
+    """Compare the localizers of a map from nothing: how close, how often, how long, how sure."""
+    from nerfmatch_ros.config import choose_device
+    from nerfmatch_ros.data.reader import read_posed_images
+    from nerfmatch_ros.evaluation import localizer_bench
+    from nerfmatch_ros.evaluation.refinement_bench import evenly_chosen
+    from nerfmatch_ros.localization.localizer import load_map
+    queries = evenly_chosen(read_posed_images(images, _named(split)), limit)
+    foreign = {folder.resolve().name: evenly_chosen(read_posed_images(folder), limit)
+               for folder in elsewhere}
+    report = localizer_bench.bench_localizers(
+        load_map(map, choose_device(device)), queries, foreign, say=print)
+    localizer_bench.write_report(report, output=output, markdown=markdown,
+                                 name=map.resolve().name, command=_command())
+    localizer_bench.print_localizers(report)
+
+
 def inspect(
     map: Annotated[Positional[Path], arg(metavar='MAP', help='folder of the map')],
     *,
@@ -340,13 +420,15 @@ def replay(
     image_topic: Annotated[str, arg(help='where the bag has images on several topics')] = '',
     base_frame: Annotated[str, arg(help='body of the robot')] = 'base_link',
     odom_frame: Annotated[str, arg(help='frame of the odometry')] = 'odom',
+    localizer: LocalizerName = 'map',
     device: Device = 'auto',
 ) -> None:
     """Play a bag to the localizer and the refiner and score the poses that come out."""
     from nerfmatch_ros.ros import replay as replay_of_bags
     options = replay_of_bags.ReplayOptions(
         every_frame=every_frame, rate=rate, refiner=not no_refiner, tf_mode=tf_mode,
-        image_topic=image_topic, base_frame=base_frame, odom_frame=odom_frame, device=device)
+        image_topic=image_topic, base_frame=base_frame, odom_frame=odom_frame, device=device,
+        localizer=localizer)
     report = replay_of_bags.replay(bag, map, output, options)
     from nerfmatch_ros.ros.replay_result import print_replay
     print_replay(report, output)
@@ -387,8 +469,10 @@ def doctor(
 
 VERBS = {
     'build': build, 'frames': frames, 'merge': merge, 'train-matcher': train_matcher,
+    'train-scene-geometry': train_scene_geometry,
     'surface-cache': surface_cache, 'localize': localize, 'evaluate': evaluate, 'bench': bench,
     'bench refine': bench_refine, 'bench registration': bench_registration,
+    'bench scene-geometry': bench_scene_geometry, 'bench localizers': bench_localizers,
     'import': import_verb, 'inspect': inspect, 'render': render, 'bag': bag, 'replay': replay,
     'doctor': doctor, 'demo': demo,
 }
@@ -447,20 +531,12 @@ def _named(split: str) -> str | None:
     return None if split == 'all' else split
 
 
-def _load(folder: Path, device: str, refine: str = 'map', precision: str = 'map'):
-    from dataclasses import replace
-
+def _load(folder: Path, device: str, refine: str | None = None, precision: str = 'map',
+          localizer: str = 'map'):
     from nerfmatch_ros.config import choose_device
-    from nerfmatch_ros.localization.localizer import Localizer
-    from nerfmatch_ros.localization.schedule import checked_schedule
-    steps = None if refine == 'map' else checked_schedule(
-        () if refine == 'none' else refine.split('+'))
-    localizer = Localizer.load(folder, device=choose_device(device))
-    if precision != 'map':
-        localizer.set_precision(precision)
-    if steps is not None:
-        localizer.config = replace(localizer.config, refine=steps)
-    return localizer
+    from nerfmatch_ros.localization.make_localizer import load_localizer
+    return load_localizer(folder, localizer, device=choose_device(device), refine=refine,
+                          precision=precision)
 
 
 def _print_json(value: dict) -> None:

@@ -5,7 +5,7 @@ files. It is data only: loading it runs no code from it. `map.yaml` is written l
 is swapped in whole, so a map that was cut short is never taken for one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -42,7 +42,9 @@ from nerfmatch_ros.references import (
     references_head_sha256,
     references_to_store,
 )
+from nerfmatch_ros.scene_geometry import SceneGeometry, SceneGeometryConfig
 from nerfmatch_ros.tensor_file import read_header, write_tensors
+from nerfmatch_ros.weights_file import halved, load_weights, read_tensors
 import numpy as np
 from safetensors import safe_open, SafetensorError
 import torch
@@ -54,7 +56,8 @@ FILES = ('field.safetensors', 'matcher.safetensors', 'references.safetensors',
          'surface.safetensors')
 NEIGHBOURS = 'neighbours.json'  # not in every map
 SURFACE_CACHE = 'surface_cache.safetensors'  # not in every map
-_LARGE = 4096  # tensors of more elements are stored in half precision
+SCENE_GEOMETRY = 'scene_geometry.safetensors'  # not in every map
+OPTIONAL = (NEIGHBOURS, SURFACE_CACHE, SCENE_GEOMETRY)
 # Bytes; larger files of reference views are checked view by view when these are used, so that the
 # time to load a map does not grow with them.
 CHECKED_WHOLE = 64 << 20
@@ -117,6 +120,9 @@ class SceneMap:
     # For images, by name, whose similar views were retrieved beforehand: numbers, best first
     neighbours: dict[str, list[int]] = dataclass_field(default_factory=dict)
     surface_cache: SurfaceCache | None = None  # what any camera sees, looked up; None: rendered
+    scene_geometry: SceneGeometry | None = None  # one image -> its pose, without the rest
+    # of the poses of scene geometry; {}: never measured
+    scene_geometry_calibration: dict[str, Any] = dataclass_field(default_factory=dict)
 
     @property
     def cameras(self) -> list[Camera]:
@@ -163,8 +169,10 @@ class SceneMap:
         surface = Surface(self.surface.points.to(device),
                           None if features is None else features.to(device))
         cache = None if self.surface_cache is None else self.surface_cache.to(device)
+        geometry = None if self.scene_geometry is None else self.scene_geometry.to(device)
         return replace(self, field=self.field.to(device), matcher=self.matcher.to(device),
-                       surface=surface, words=self.words.to(device), surface_cache=cache)
+                       surface=surface, words=self.words.to(device), surface_cache=cache,
+                       scene_geometry=geometry)
 
     def summary(self) -> dict[str, Any]:
         """Plain values that describe the map."""
@@ -176,6 +184,7 @@ class SceneMap:
             'extent_m': self.extent,
             'surface_points': len(self.surface.points),
             'surface_cache_points': 0 if self.surface_cache is None else len(self.surface_cache),
+            **self._scene_geometry_summary(),
             'field': self.field_config.kind,
             'field_parameters': sum(p.numel() for p in self.field.parameters()),
             'backbone': self.matcher_config.backbone,
@@ -189,6 +198,18 @@ class SceneMap:
                             if key != 'judge'} or None,
             **self.notes,
         }
+
+    def _scene_geometry_summary(self) -> dict[str, Any]:
+        network = self.scene_geometry
+        if network is None:
+            return {'scene_geometry': None}
+        return {
+            'scene_geometry': network.config.backbone,
+            'scene_geometry_parameters': sum(p.numel() for p in network.parameters()),
+            'scene_geometry_longest_side_px': network.config.longest_side,
+            'scene_geometry_calibration': {
+                key: value for key, value in self.scene_geometry_calibration.items()
+                if key != 'model'} or None}
 
     def save(self, folder: Path, beside: Mapping[str, bytes] | None = None) -> None:
         """Write the map; an old map in `folder` stays until the new one is whole.
@@ -211,7 +232,7 @@ class SceneMap:
         """Write the files of the map, `map.yaml` last."""
         surface = {'points': self.surface.points, 'features': self.surface.features,
                    'words': self.words}
-        stored = nn.Module.state_dict if self.is_official else _halved
+        stored = nn.Module.state_dict if self.is_official else halved
         tensors = (stored(self.field), stored(self.matcher), references_to_store(self.references),
                    {key: value for key, value in surface.items() if value is not None})
         for name, group in zip(FILES, tensors):
@@ -223,6 +244,11 @@ class SceneMap:
         if self.surface_cache is not None:
             write_tensors(partial / SURFACE_CACHE, self.surface_cache.to_tensors())
             files += (SURFACE_CACHE,)
+        described = {}
+        if self.scene_geometry is not None:
+            described = _write_scene_geometry(
+                partial, self.scene_geometry, self.scene_geometry_calibration)
+            files += (SCENE_GEOMETRY,)
         number = {camera: k for k, camera in enumerate(dict.fromkeys(self.references.cameras))}
         similarity = self.frame.scene_from_map
         description = {
@@ -233,7 +259,7 @@ class SceneMap:
             'working_size': None if self.working_size is None else list(self.working_size),
             'field': to_dict(self.field_config), 'matcher': to_dict(self.matcher_config),
             'localization': self.localization, 'calibration': self.calibration,
-            'notes': self.notes,
+            'notes': self.notes, **described,
             'cameras': [camera.to_dict() for camera in number],
             'references_hold': self.references.holds,
             'references': [{'name': name, 'camera': number[camera]} for name, camera in
@@ -262,21 +288,52 @@ def store_surface_cache(folder: Path, cache: SurfaceCache, sha256: str = '') -> 
     sha256: of the map that the cache was made of, '' for any. The old map stays until the new one
     is whole. Raises MapError for what is no map, or another one by now.
     """
+    def write(partial: Path) -> dict[str, Any]:
+        write_tensors(partial / SURFACE_CACHE, cache.to_tensors())
+        return {}
+
+    _store(folder, SURFACE_CACHE, write, sha256)
+
+
+def store_scene_geometry(
+    folder: Path, network: SceneGeometry, calibration: dict[str, Any], sha256: str = '',
+) -> None:
+    """Give the map in `folder` scene geometry, or another one; nothing else of it changes.
+
+    calibration: plain values, {} where it was not measured; sha256: as for `store_surface_cache`.
+    """
+    _store(folder, SCENE_GEOMETRY,
+           lambda partial: _write_scene_geometry(partial, network, calibration), sha256)
+
+
+def _store(
+    folder: Path, name: str, write: Callable[[Path], dict[str, Any]], sha256: str,
+) -> None:
+    """Let `write` make the file `name` of the map; it gives what map.yaml says of it."""
     folder = Path(folder).resolve()
     description = _read_description(folder)
     found = file_sha256(folder / 'map.yaml')
     if sha256 and found != sha256:
-        raise MapError(f'{folder} was replaced while its surface cache was made: sha256 is '
-                       f'{found}, the cache is of {sha256}; make the cache again')
+        what = name.partition('.')[0].replace('_', ' ')
+        raise MapError(f'{folder} was replaced while its {what} was made: sha256 is {found}, '
+                       f'it was made of {sha256}; make it again')
     with _partial(folder) as partial:
         shutil.copytree(folder, partial, copy_function=_linked)
         # These are links, and writing into them would change the map.
-        for name in ('map.yaml', SURFACE_CACHE):
-            (partial / name).unlink(missing_ok=True)
-        write_tensors(partial / SURFACE_CACHE, cache.to_tensors())
-        description['sha256'][SURFACE_CACHE] = file_sha256(partial / SURFACE_CACHE)
+        for written in ('map.yaml', name):
+            (partial / written).unlink(missing_ok=True)
+        description |= write(partial)
+        description['sha256'][name] = file_sha256(partial / name)
         (partial / 'map.yaml').write_text(dump_yaml(description))
         _swap_in(partial, folder)
+
+
+def _write_scene_geometry(
+    folder: Path, network: SceneGeometry, calibration: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the weights; gives what map.yaml says of them."""
+    write_tensors(folder / SCENE_GEOMETRY, halved(network))
+    return {'scene_geometry': {'config': to_dict(network.config), 'calibration': calibration}}
 
 
 @contextmanager
@@ -327,20 +384,6 @@ def encode_points(
                                  features)
 
 
-def _halved(module: nn.Module) -> dict[str, Tensor]:
-    """Give the state of a module with its large tensors in half precision.
-
-    The density grid only says where to sample: a byte a cell, good to an eighth, is enough for it.
-    """
-    state = dict(module.state_dict())
-    for name, value in state.items():
-        if value.is_floating_point() and value.numel() > _LARGE:
-            kind = torch.float8_e5m2 if name == 'guide' else torch.float16
-            largest = torch.finfo(kind).max  # densities of an opaque surface may exceed it
-            state[name] = value.clamp(-largest, largest).to(kind)
-    return state
-
-
 def _read_description(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise MapError(f'there is no map folder {folder}; make one with `nerfmatch build`',
@@ -359,7 +402,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise MapError(f"{folder} has map version {description.get('version')}, this program "
                        f'reads version {VERSION}; build the map again', 'description')
     checksums = description.get('sha256')
-    optional = [name for name in (NEIGHBOURS, SURFACE_CACHE)
+    optional = [name for name in OPTIONAL
                 if isinstance(checksums, dict) and name in checksums]
     for name in (*FILES, *optional):
         path = folder / name
@@ -391,25 +434,6 @@ def _head_sha256(path: Path) -> str:
         raise MapError(f'{path} is damaged: {error}') from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, 'pt') as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-    for key, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value.float()).all():
-            raise ValueError(f'{path.name}: {key} holds NaN or infinity')
-    return tensors
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    stored, own = _read(path), module.state_dict()
-    for key, value in stored.items():
-        if key in own and value.is_floating_point() != own[key].is_floating_point():
-            raise ValueError(f'{path.name}: {key} is of type {value.dtype}')
-    module.load_state_dict({key: value.float() if value.is_floating_point() else value
-                            for key, value in stored.items()})
-    module.eval().requires_grad_(False)
-
-
 def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
     scene = description['scene_frame']
     frame = SceneFrame(Similarity.from_dict(scene['scene_from_map']), float(scene['near']),
@@ -429,9 +453,9 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
         rows = [opened.get_slice(key).get_shape()[0] for key in opened.keys()
                 if key in ('exposure', 'appearance.weight')]
     field = field_config.make(rows[0] if rows else 1)
-    _load_weights(field, folder / FILES[0])
+    load_weights(field, folder / FILES[0])
     matcher = make_matcher(matcher_config, field.feature_channels)
-    _load_weights(matcher, folder / FILES[1])
+    load_weights(matcher, folder / FILES[1])
     cameras = [Camera.from_dict(camera) for camera in description['cameras']]
     views = description['references']
     holds = description.get('references_hold', 'features')
@@ -443,7 +467,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
         [cameras[view['camera']] for view in views], holds=holds,
         check_views=_by_view(folder, description))
     _check_references(references)
-    tensors = _read(folder / FILES[3])
+    tensors = read_tensors(folder / FILES[3])
     surface, words = Surface(tensors['points'], tensors.get('features')), tensors['words']
     _check_shapes(references, surface, words, matcher, field.feature_channels)
     return SceneMap(
@@ -451,7 +475,8 @@ def _assemble(folder: Path, description: dict[str, Any]) -> SceneMap:
         focal, side, str(description['frame_id']), dict(description['localization']),
         dict(description.get('calibration', {})), dict(description['notes']), working_size=size,
         neighbours=_read_neighbours(folder, description, len(references.names)),
-        surface_cache=_read_surface_cache(folder, description, matcher, field))
+        surface_cache=_read_surface_cache(folder, description, matcher, field),
+        **_read_scene_geometry(folder, description))
 
 
 def _read_neighbours(
@@ -470,13 +495,24 @@ def _read_surface_cache(
 ) -> SurfaceCache | None:
     if SURFACE_CACHE not in description['sha256']:
         return None
-    cache = SurfaceCache.from_tensors(_read(folder / SURFACE_CACHE))
+    cache = SurfaceCache.from_tensors(read_tensors(folder / SURFACE_CACHE))
     needed = matcher.config.feature_layer is not None
     found = None if cache.features is None else cache.features.shape[1]
     if needed and found != field.feature_channels and (field.official or found is not None):
         raise ValueError(f'{SURFACE_CACHE} holds features of {found} channels, the field gives '
                          f'{field.feature_channels}')
     return cache
+
+
+def _read_scene_geometry(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
+    if SCENE_GEOMETRY not in description['sha256']:
+        return {}
+    described = description['scene_geometry']
+    network = SceneGeometry(replace(from_dict(
+        SceneGeometryConfig, described['config'], 'map.yaml: scene_geometry'), pretrained=False))
+    load_weights(network, folder / SCENE_GEOMETRY)
+    return {'scene_geometry': network,
+            'scene_geometry_calibration': dict(described['calibration'])}
 
 
 def _check_references(references: References) -> None:

@@ -39,7 +39,7 @@ def localizer(monkeypatch):
     answers = [estimate(pose) for pose in circle(4)]
     answers[1] = estimate(None, reason='too few matches')
     fake = FakeLocalizer(answers)
-    monkeypatch.setattr(cli, '_load', lambda folder, device, refine='map', precision='map': fake)
+    monkeypatch.setattr(cli, '_load', lambda folder, device, *how, **named: fake)
     return fake
 
 
@@ -109,8 +109,8 @@ def test_localize_takes_the_camera_file(photographs, localizer, tmp_path):
 
 
 @pytest.mark.parametrize('options, refine', [
-    ((), 'map'), (('--track',), 'none'), (('--track', '--refine', 'match'), 'match'),
-    (('--refine', 'none'), 'none')])
+    ((), None), (('--track',), 'none'), (('--track', '--refine', 'match'), 'match'),
+    (('--refine', 'none'), 'none'), (('--refine', 'map'), 'map')])
 def test_a_track_is_not_refined_unless_that_is_asked_for(
         localizer, photographs, monkeypatch, options, refine):
     asked = []
@@ -121,7 +121,7 @@ def test_a_track_is_not_refined_unless_that_is_asked_for(
 
     monkeypatch.setattr(cli, '_load', load)
     assert run('localize', photographs / '0.png', '--map', 'm', *options) == 0
-    assert asked == [(refine, 'map')]
+    assert asked == [(refine, 'map', 'map')]
 
 
 def test_error_of_the_user_is_one_line_and_code_2(photographs, localizer, capsys):
@@ -290,7 +290,7 @@ def test_rough_poses_are_handed_over_as_such(photographs, monkeypatch, capsys, t
 
 
 def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
-    def interrupted(folder, device, refine, precision):
+    def interrupted(*_):
         raise KeyboardInterrupt
     monkeypatch.setattr(cli, '_load', interrupted)
     assert run('localize', '--map', 'm', photographs / '0.png') == 130
@@ -298,7 +298,7 @@ def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
 
 
 def test_a_full_disk_is_an_error_with_a_remedy(monkeypatch, capsys, photographs):
-    def full(folder, device, refine, precision):
+    def full(*_):
         raise OSError(errno.ENOSPC, 'No space left on device', '/maps/kitchen.build/pixels')
     monkeypatch.setattr(cli, '_load', full)
     assert run('localize', '--map', 'm', photographs / '0.png') == 2
@@ -315,3 +315,22 @@ def test_refine_chooses_the_steps_of_every_pose(tiny_map, photographs, capsys):
         'views', 'photometric')
     assert run('localize', '--map', tiny_map, '--refine', 'look', photographs / '0.png') == 2
     assert "refinement step 'look' is unknown; use match" in capsys.readouterr().err
+
+
+def test_a_localizer_is_chosen_by_name(photographs, localizer, monkeypatch, tmp_path):
+    asked = []
+
+    def load(folder, device, *how):
+        asked.append(how)
+        return localizer
+
+    monkeypatch.setattr(cli, '_load', load)
+    assert run('localize', photographs / '0.png', '--map', 'm', '--localizer', 'hybrid') == 0
+    assert run('evaluate', '--map', 'm', '--images', photographs, '--output', tmp_path / 'out',
+               '--localizer', 'scene_geometry') == 0
+    assert asked == [(None, 'map', 'hybrid'), (None, 'map', 'scene_geometry')]
+
+
+def test_a_localizer_that_the_map_does_not_serve_is_an_error(tiny_map, photographs, capsys):
+    assert run('localize', '--map', tiny_map, '--localizer', 'hybrid', photographs / '0.png') == 2
+    assert '--scene-geometry' in capsys.readouterr().err

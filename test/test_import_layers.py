@@ -10,16 +10,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'nerfmatch_ros'
 # A module imports only from levels below that of its own folder, or from its own folder.
 LEVELS = {
     'errors': 0, 'files': 0, 'memory': 0, 'stage_clock': 0, 'tensor_file': 0, 'work_note': 0,
-    'config': 1, 'geometry': 1, 'precision': 1,
+    'config': 1, 'geometry': 1, 'precision': 1, 'weights_file': 1,
     'data': 2, 'matching': 2, 'radiance_field': 2, 'references': 2, 'retrieval': 2,
-    'scene_geometry': 2,
-    'scene_map': 3,
-    'field_file': 4, 'localization': 4,
-    'evaluation': 5, 'mapping': 5,
-    'importers': 6, 'registration_bench': 6, 'ros': 6,
-    'demo': 7,
-    'build_verbs': 8, 'import_verbs': 8, 'map_life_verbs': 8, 'train_verbs': 8,
-    'cli': 9,
+    'scene_geometry': 3,
+    'scene_map': 4,
+    'field_file': 5, 'localization': 5,
+    'evaluation': 6, 'mapping': 6,
+    'importers': 7, 'registration_bench': 7, 'ros': 7, 'scene_geometry_bench': 7,
+    'demo': 8,
+    'build_verbs': 9, 'import_verbs': 9, 'map_life_verbs': 9, 'train_verbs': 9,
+    'cli': 10,
 }
 
 # Each of these libraries is imported in these places and nowhere else.

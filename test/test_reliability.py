@@ -80,6 +80,10 @@ def errors():
 def test_correct_depends_on_distance_angle_and_size_of_the_map():
     assert correct_poses(errors(), 3.0).tolist() == [True, True, False, False, False]
     assert correct_poses(errors(), 40.0).tolist() == [True, False, True, False, False]
+    limit = (math.inf, math.inf)
+    assert correct_poses(errors(), 40.0, limit).all()
+    report = summarize_reliability(np.full(5, 0.95), errors(), 3.0, limit)
+    assert report['sure'] == 1 and report['sure_but_wrong'] == 0
 
 
 def test_the_report_says_how_right_the_sure_ones_are():

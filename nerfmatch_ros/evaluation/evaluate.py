@@ -74,7 +74,10 @@ def evaluate(
         def render(camera: Camera, pose: np.ndarray) -> np.ndarray:
             return localizer.render(camera, moved.inverse().apply_to_pose(pose))
 
-    report = {**summarize(results, extent), **aligned}
+    limit = getattr(localizer, 'judged_limit', None)
+    if limit is not None:
+        limit = limit[0] * extent / scene_map.extent, limit[1]
+    report = {**summarize(results, extent, limit), **aligned}
     if scene is not None:
         report['paper'] = json_ready(paper_row(scene, errors_of(results)))
     write_results(results, report, output)
@@ -84,7 +87,7 @@ def evaluate(
     draw_worst(results, render, Path(output) / 'worst.png')
     if report['reliability'] is not None:
         probabilities, wrong = probabilities_of(results), ~correct_poses(
-            errors_of(results), extent)
+            errors_of(results), extent, limit)
         draw_reliability(reliability(probabilities, ~wrong), risk_coverage(probabilities, wrong),
                          Path(output) / 'reliability.png')
     return report
@@ -120,8 +123,13 @@ def probabilities_of(results: Sequence[QueryResult]) -> np.ndarray:
     return np.array([result.estimate.probability for result in results])
 
 
-def summarize(results: Sequence[QueryResult], extent: float) -> dict:
-    """Give the report; extent: diagonal of the map cameras' bounding box, metres."""
+def summarize(
+    results: Sequence[QueryResult], extent: float, limit: tuple[float, float] | None = None,
+) -> dict:
+    """Give the report; extent: diagonal of the map cameras' bounding box, metres.
+
+    limit: metres and radians that probabilities are of, where not of `judged_threshold`
+    """
     errors = errors_of(results)
     poses = [result.estimate.map_from_camera for result in results]
     seconds = np.array([result.seconds for result in results])
@@ -141,7 +149,8 @@ def summarize(results: Sequence[QueryResult], extent: float) -> dict:
         'anees': metrics.average_nees(
             poses, [result.image.map_from_camera for result in results],
             [result.estimate.covariance for result in results]),
-        'reliability': summarize_reliability(probabilities_of(results), errors, extent),
+        'reliability': summarize_reliability(
+            probabilities_of(results), errors, extent, limit),
         'failures': dict(Counter(
             result.estimate.reason for result in results
             if result.estimate.map_from_camera is None)),

@@ -33,9 +33,14 @@ class RiskCoverage:
     area: float  # under the curve: mean of the risk; 0 is best
 
 
-def correct_poses(errors: PoseErrors, extent: float) -> np.ndarray:
-    """Say which errors (N,) are within `judged_threshold`; extent: metres of the map."""
-    metres, radians = judged_threshold(extent)
+def correct_poses(
+    errors: PoseErrors, extent: float, limit: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Say which errors (N,) are within `judged_threshold`; extent: metres of the map.
+
+    limit: metres and radians instead, of a localizer whose probabilities are of other ones
+    """
+    metres, radians = limit or judged_threshold(extent)
     return (errors.translation <= metres) & (errors.rotation <= math.degrees(radians))
 
 
@@ -71,12 +76,13 @@ def risk_coverage(probabilities: np.ndarray, losses: np.ndarray) -> RiskCoverage
 
 def summarize_reliability(
     probabilities: np.ndarray, errors: PoseErrors, extent: float,
+    limit: tuple[float, float] | None = None,
 ) -> dict | None:
     """Give the figures of the report; None where no query was judged.
 
-    probabilities: (N,); extent: metres of the map
+    probabilities: (N,); extent: metres of the map; limit: as for `correct_poses`
     """
-    correct = correct_poses(errors, extent)
+    correct = correct_poses(errors, extent, limit)
     curve = reliability(probabilities, correct)
     if not curve.counts.sum():
         return None

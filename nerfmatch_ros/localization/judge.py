@@ -1,10 +1,9 @@
 """How likely is a pose correct? A logistic model on what its estimation left as evidence.
 
 Two models: one for poses from matches alone ('fast'), one for poses that were aligned with the
-photograph as well ('refined'). Each adds up logarithms of the evidence, turned so that more speaks
-for the pose; their weights are never negative, so better evidence never makes a pose less likely.
+photograph as well ('refined'). `logistic_model` says what such a model is.
 
-Letters: n = samples the model was fitted on; k = traits of the evidence.
+Letters: k = traits of the evidence.
 """
 
 from collections.abc import Sequence
@@ -12,20 +11,22 @@ from dataclasses import dataclass
 import math
 from typing import Any
 
-from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.localization.absolute_pose import PoseEstimate
+from nerfmatch_ros.localization.logistic_model import (
+    checked_mapping,
+    fit_model,
+    LogisticModel,
+    model_values,
+    read_model,
+    Trait,
+)
 from nerfmatch_ros.localization.rigid_motion import distance
 import numpy as np
-from scipy.special import expit
 
 INDOOR_EXTENT = 10.0  # metres; maps below count as indoor
 INDOOR_LIMIT = (0.05, math.radians(5))  # metres, radians
 OUTDOOR_LIMIT = (0.01, math.radians(1))  # share of the map's extent, radians
-# Weight that a trait has before any sample was seen, for a change of one standard deviation. Where
-# all samples were correct nothing else says that evidence unlike theirs is worse.
-_PRIOR_WEIGHT = 0.3
-_PRIOR_STRENGTH = 1.0  # of the pull towards it (L2), as of so many samples
-_SMALLEST_SPREAD = 0.2  # of a trait over the samples (logarithm); less is taken for this
 
 
 @dataclass(frozen=True)
@@ -57,56 +58,24 @@ class Evidence:
     photometric: PhotometricEvidence | None = None  # None: matches alone made the pose
 
 
-@dataclass(frozen=True)
-class _Trait:
-    """One number of the evidence, as a model sees it: sign * log(clipped to low .. high)."""
-
-    name: str
-    low: float
-    high: float
-    sign: int  # 1: more is better; -1: less is better
-    monotone: bool = True  # False: either may be better, the samples decide
-
-    def value(self, holder: Evidence | PhotometricEvidence) -> float:
-        number = getattr(holder, self.name)
-        if math.isnan(number):
-            number = self.low if self.sign > 0 else self.high
-        return self.sign * math.log(min(max(number, self.low), self.high))
-
-
 _MATCH_TRAITS = (
-    _Trait('inliers', 1.0, 1e5, 1),
-    _Trait('inlier_ratio', 1e-3, 1.0, 1),
-    _Trait('reprojection_error', 0.05, 100.0, -1),
-    _Trait('position_std', 1e-5, 1e3, -1),
-    _Trait('rotation_std', 1e-6, 4.0, -1),
+    Trait('inliers', 1.0, 1e5, 1),
+    Trait('inlier_ratio', 1e-3, 1.0, 1),
+    Trait('reprojection_error', 0.05, 100.0, -1),
+    Trait('position_std', 1e-5, 1e3, -1),
+    Trait('rotation_std', 1e-6, 4.0, -1),
 )
 _PHOTOMETRIC_TRAITS = (
-    _Trait('residual', 1e-3, 1.0, -1),
+    Trait('residual', 1e-3, 1.0, -1),
     # A large gain is a bad start made good, or a good start spoilt.
-    _Trait('residual_ratio', 0.01, 100.0, -1, monotone=False),
-    _Trait('decorrelation', 1e-3, 2.0, -1),
-    _Trait('overlap', 1e-3, 1.0, 1),
-    _Trait('agreement_m', 1e-3, 1e3, -1),
-    _Trait('agreement_rad', 3e-4, 4.0, -1),
+    Trait('residual_ratio', 0.01, 100.0, -1, monotone=False),
+    Trait('decorrelation', 1e-3, 2.0, -1),
+    Trait('overlap', 1e-3, 1.0, 1),
+    Trait('agreement_m', 1e-3, 1e3, -1),
+    Trait('agreement_rad', 3e-4, 4.0, -1),
 )
 _TRAITS = {'fast': _MATCH_TRAITS, 'refined': _MATCH_TRAITS + _PHOTOMETRIC_TRAITS}
 TRAITS = {kind: tuple(trait.name for trait in traits) for kind, traits in _TRAITS.items()}
-
-
-@dataclass(frozen=True)
-class LogisticModel:
-    """Probability = logistic(bias + weights . traits), within what n samples can show."""
-
-    weights: tuple[float, ...]  # (k,) of the traits, in the order of TRAITS
-    bias: float
-    samples: int  # n
-
-    def probability(self, traits: np.ndarray) -> float:
-        """Give the probability at traits (k,); none beyond 1 / (n + 2) of certainty."""
-        margin = 1 / (self.samples + 2)  # Laplace's rule of succession
-        return float(np.clip(expit(self.bias + traits @ np.array(self.weights)),
-                             margin, 1 - margin))
 
 
 @dataclass(frozen=True)
@@ -135,16 +104,15 @@ class Judge:
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for YAML, weights by the name of their trait."""
         models = {'fast': self.fast, 'refined': self.refined}
-        return {kind: None if model is None else {
-            'samples': model.samples, 'bias': model.bias,
-            'weights': dict(zip(TRAITS[kind], model.weights))} for kind, model in models.items()}
+        return {kind: None if model is None else model_values(model, _TRAITS[kind])
+                for kind, model in models.items()}
 
     @staticmethod
     def from_dict(values: Any, where: str = 'judge') -> 'Judge':
         """Read plain values; ConfigError names what is missing, unknown or impossible."""
-        values = _mapping(values, ('fast', 'refined'), where)
-        return Judge(*(None if values[kind] is None else _read_model(
-            kind, values[kind], f'{where}.{kind}') for kind in ('fast', 'refined')))
+        values = checked_mapping(values, ('fast', 'refined'), where)
+        return Judge(*(None if values[kind] is None else read_model(
+            _TRAITS[kind], values[kind], f'{where}.{kind}') for kind in ('fast', 'refined')))
 
 
 def judged_threshold(extent: float) -> tuple[float, float]:
@@ -216,7 +184,7 @@ def fit_judge(evidence: Sequence[Evidence], correct: Sequence[bool]) -> Judge:
     for piece, verdict in zip(evidence, correct):
         kind = 'fast' if piece.photometric is None else 'refined'
         samples[kind].append((_traits(kind, piece), bool(verdict)))
-    return Judge(*(_fit_model(_TRAITS[kind], samples[kind]) if samples[kind] else None
+    return Judge(*(fit_model(_TRAITS[kind], samples[kind]) if samples[kind] else None
                    for kind in ('fast', 'refined')))
 
 
@@ -226,69 +194,3 @@ def _traits(kind: str, evidence: Evidence) -> np.ndarray:
     if kind == 'refined':
         values += [trait.value(evidence.photometric) for trait in _PHOTOMETRIC_TRAITS]
     return np.array(values)
-
-
-def _fit_model(
-    traits: tuple[_Trait, ...], samples: list[tuple[np.ndarray, bool]],
-) -> LogisticModel:
-    """Minimise the cross-entropy plus the pull towards the prior weights, signs held."""
-    values = np.stack([value for value, _ in samples])
-    correct = np.array([verdict for _, verdict in samples])
-    centre = values.mean(0)
-    spread = np.maximum(values.std(0), _SMALLEST_SPREAD)
-    standard = (values - centre) / spread
-    # Platt's targets: what Laplace's rule would claim for the correct and for the wrong ones.
-    right, wrong = int(correct.sum()), int((~correct).sum())
-    target = np.where(correct, (right + 1) / (right + 2), 1 / (wrong + 2))
-    prior = np.array([_PRIOR_WEIGHT * trait.monotone for trait in traits])
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        weights, bias = parameters[:-1], parameters[-1]
-        logit = standard @ weights + bias
-        entropy = (np.logaddexp(0, logit) - target * logit).sum()
-        pull = _PRIOR_STRENGTH * (weights - prior)
-        error = expit(logit) - target
-        return (entropy + 0.5 * pull @ (weights - prior),
-                np.append(standard.T @ error + pull, error.sum()))
-
-    from scipy.optimize import minimize  # late: only a calibration needs it
-    bounds = [(0.0 if trait.monotone else None, None) for trait in traits]
-    found = minimize(loss, np.append(prior, 0.0), jac=True, method='L-BFGS-B',
-                     bounds=[*bounds, (None, None)], options={'maxiter': 500})
-    weights = found.x[:-1] / spread
-    return LogisticModel(tuple(weights.tolist()), float(found.x[-1] - weights @ centre),
-                         len(samples))
-
-
-def _read_model(kind: str, values: Any, where: str) -> LogisticModel:
-    values = _mapping(values, ('samples', 'bias', 'weights'), where)
-    samples = values['samples']
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ConfigError(f'{where}.samples is {samples!r}; it must be a positive whole number')
-    named = _mapping(values['weights'], TRAITS[kind], f'{where}.weights')
-    weights = tuple(_number(named[name], f'{where}.weights.{name}') for name in TRAITS[kind])
-    for trait, weight in zip(_TRAITS[kind], weights):
-        if trait.monotone and weight < 0:
-            raise ConfigError(f'{where}.weights.{trait.name} is {weight:g}; it must not be '
-                              'negative: better evidence would make a pose less likely')
-    return LogisticModel(weights, _number(values['bias'], f'{where}.bias'), samples)
-
-
-def _mapping(values: Any, names: Sequence[str], where: str) -> dict[str, Any]:
-    """Check that values are a mapping of exactly these names."""
-    if not isinstance(values, dict):
-        raise ConfigError(f'{where} is {values!r}; it must be a mapping of {", ".join(names)}')
-    wrong = [str(name) for name in values if name not in names]
-    missing = [name for name in names if name not in values]
-    if wrong or missing:
-        faults = [f'{verb} {", ".join(which)}' for verb, which in
-                  (('does not know', wrong), ('lacks', missing)) if which]
-        raise ConfigError(f'{where} {" and ".join(faults)}; it needs {", ".join(names)}')
-    return values
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) \
-            or not math.isfinite(value):
-        raise ConfigError(f'{where} is {value!r}; it must be a finite number')
-    return float(value)

@@ -41,6 +41,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LOCALIZERS = ('auto', 'nerfmatch', 'scene_geometry', 'hybrid')  # see make_localizer.py
 # How far the views of `refine` lie around its estimate (standard deviations).
 NEARBY_SHARE = 0.01  # of the map's extent
 NEARBY_ANGLE = 0.03  # radians
@@ -50,6 +51,9 @@ NEARBY_ANGLE = 0.03  # radians
 class LocalizerConfig:
     """How an image is localized; a map carries the values it was built with."""
 
+    # Which one: 'nerfmatch', or in maps with scene geometry 'scene_geometry' or 'hybrid';
+    # 'auto': hybrid where the map has scene geometry, else nerfmatch
+    localizer: str = 'auto'
     start: str = 'global'  # 'global': against the whole map's surface; 'retrieval': nearest views
     top_k: int = 5  # reference views of a retrieval, solved together
     rounds: int = 3  # most rounds of iterative refinement
@@ -70,7 +74,10 @@ class LocalizerConfig:
     photometric: PhotometricConfig = PhotometricConfig()
 
     def __post_init__(self):
-        """Refuse unknown ways to start and unknown steps."""
+        """Refuse unknown localizers, ways to start and steps."""
+        if self.localizer not in LOCALIZERS:
+            raise ConfigError(f"localizer '{self.localizer}' is unknown; "
+                              f'use {", ".join(LOCALIZERS[:-1])} or {LOCALIZERS[-1]}')
         if self.start not in ('global', 'retrieval'):
             raise ConfigError(f"localization start '{self.start}' is unknown; "
                               'use global or retrieval')
@@ -82,7 +89,7 @@ class LocalizerConfig:
 
 
 @dataclass(frozen=True)
-class _Query:
+class Query:
     """An image as the steps of a localization need it."""
 
     image: PosedImage
@@ -128,10 +135,7 @@ class Localizer:
         config: LocalizerConfig | None = None,
     ) -> 'Localizer':
         """Load a map and make ready on a device; threads: of the CPU, None leaves them."""
-        keep_freed_memory()
-        if threads:
-            torch.set_num_threads(threads)  # the compiled loops follow
-        return Localizer(SceneMap.load(folder).to(device), config)
+        return Localizer(load_map(folder, device, threads), config)
 
     @torch.inference_mode()
     def localize(self, image: PosedImage, prior: np.ndarray | None = None) -> PoseEstimate:
@@ -146,7 +150,7 @@ class Localizer:
             estimate = self._look_from(prior, query)
         if estimate is None or estimate.map_from_camera is None:
             estimate, prior = self._first_pose(query), None
-        rest = _same_view(estimate, query.view)
+        rest = same_view(estimate, query.view)
         if prior is None or not is_near(estimate.map_from_camera, prior, rest):
             with self._stage('refine'):
                 estimate = refine(
@@ -220,7 +224,7 @@ class Localizer:
         """Time a stage where somebody measures."""
         return nullcontext() if self.clock is None else self.clock.stage(name)
 
-    def _prepare(self, image: PosedImage) -> _Query:
+    def _prepare(self, image: PosedImage) -> Query:
         with self._stage('picture'):
             view = self.scene_map.working_view(image.camera)
             picture = as_tensor(view.picture(image.rgb()))
@@ -228,9 +232,9 @@ class Localizer:
                 picture = picture.pin_memory().to(self.device, non_blocking=True)
         with self._stage('encode'):
             tokens = self.scene_map.matcher.encode_image(picture)
-        return _Query(image, view, picture, tokens)
+        return Query(image, view, picture, tokens)
 
-    def _steps(self, query: _Query) -> dict[str, Callable[[np.ndarray], PoseEstimate | Alignment]]:
+    def _steps(self, query: Query) -> dict[str, Callable[[np.ndarray], PoseEstimate | Alignment]]:
         """Give the steps that a schedule may name, for one image."""
         field, frame, camera = self.scene_map.field, self.scene_map.frame, query.view.camera
         return {
@@ -294,7 +298,7 @@ class Localizer:
         return [map_from_camera, *(
             perturb(centre, delta).numpy() for delta in torch.from_numpy(deltas))]
 
-    def _first_pose(self, query: _Query) -> PoseEstimate:
+    def _first_pose(self, query: Query) -> PoseEstimate:
         if self.config.start == 'global':
             return self._solve(query, [self.views.surface()], self.config.first_error)
         with self._stage('retrieval'):
@@ -310,14 +314,14 @@ class Localizer:
         descriptor = describe(cells, self.scene_map.words, self.scene_map.matcher.scale.item())
         return self._index.nearest(descriptor.cpu(), count)[0].tolist()
 
-    def _retrieve(self, query: _Query) -> list[int]:
+    def _retrieve(self, query: Query) -> list[int]:
         """Numbers of the reference views to match with: those known beforehand, else retrieved."""
         known = self.scene_map.neighbours.get(query.image.name)
         if known:
             return known[:self.config.top_k]
         return self._nearest_views(query.tokens, self.config.top_k)
 
-    def _look_from(self, map_from_camera: np.ndarray, query: _Query) -> PoseEstimate:
+    def _look_from(self, map_from_camera: np.ndarray, query: Query) -> PoseEstimate:
         """Match the image with what the camera would see at a pose, solve."""
         return self._solve(query, [self._see(map_from_camera, query.view)],
                            self.config.refined_error, guess=map_from_camera)
@@ -327,7 +331,7 @@ class Localizer:
             return self.views.at(map_from_camera, view, self.config.least_coverage)
 
     def _solve(
-        self, query: _Query, seen: list[Seen], largest_error: float, *,
+        self, query: Query, seen: list[Seen], largest_error: float, *,
         min_inliers: int | None = None, guess: np.ndarray | None = None,
     ) -> PoseEstimate:
         """Match the image with each set of points; solve all matches together.
@@ -363,7 +367,15 @@ class Localizer:
                                  covariance_scale=scale, views=len(seen)))
 
 
-def _same_view(estimate: PoseEstimate, view: WorkingView) -> tuple[float, float]:
+def load_map(folder: Path, device: str = 'cpu', threads: int | None = None) -> SceneMap:
+    """Load a map for localizing on a device; threads: of the CPU, None leaves them."""
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)  # the compiled loops follow
+    return SceneMap.load(folder).to(device)
+
+
+def same_view(estimate: PoseEstimate, view: WorkingView) -> tuple[float, float]:
     """Metres and radians that a camera may move and still see the same points of the map.
 
     Moved by this much, what half of the matches show moves by a cell of the picture.

@@ -11,6 +11,7 @@ from nerfmatch_ros.mapping.calibrate import CalibrationConfig
 from nerfmatch_ros.mapping.field_loss import FieldTrainingConfig
 from nerfmatch_ros.mapping.multi_view_depth import MultiViewDepthConfig
 from nerfmatch_ros.mapping.register_poses import RegistrationConfig
+from nerfmatch_ros.mapping.scene_geometry_stage import SceneGeometryStage
 from nerfmatch_ros.mapping.train_matcher import MatcherTrainingConfig
 from nerfmatch_ros.matching.matcher import MatcherConfig
 from nerfmatch_ros.scene_map import FieldConfig
@@ -57,6 +58,7 @@ class BuildConfig:
     matcher_training: MatcherTrainingConfig = MatcherTrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    scene_geometry: SceneGeometryStage = SceneGeometryStage()
     localization: LocalizerConfig = dataclass_field(default_factory=LocalizerConfig)
 
     def __post_init__(self):
@@ -67,6 +69,10 @@ class BuildConfig:
         if self.surface_cache_points < 0:
             raise ConfigError(f'surface_cache_points is {self.surface_cache_points}; give a '
                               'positive number, or 0 for no surface cache')
+        needs = self.localization.localizer in ('scene_geometry', 'hybrid')
+        if needs and not self.scene_geometry.enabled:
+            raise ConfigError(f"localization.localizer is '{self.localization.localizer}', which "
+                              'needs scene geometry; build with --scene-geometry')
         if self.working_size is not None:
             check_working_size(self.working_size)
         if not 0 < self.field_share < 1:

@@ -1,7 +1,7 @@
 """Building a map from posed photographs, stage by stage; a build that was killed goes on.
 
     rough poses registered -> sparse points -> depth -> field -> reference views -> matcher
-    -> surface and retrieval -> calibration -> map
+    -> scene geometry -> surface and retrieval -> calibration -> map
 
 Finished stages lie in `<output>.build` until the map is whole.
 """
@@ -46,6 +46,7 @@ from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
 from nerfmatch_ros.mapping.register_poses import BY_FIELD, register, TABLE
+from nerfmatch_ros.mapping.scene_geometry_stage import read_trained, train_and_calibrate
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.train_field import train_field
 from nerfmatch_ros.mapping.train_matcher import check_shares, train_matcher, training_data
@@ -112,6 +113,7 @@ def build_map(
         references = stages.references(images, field, frame)
         matcher = stages.matcher(images, references, field, frame,
                                  share=1 - config.field_share if given is None else 1.0)
+        stages.scene_geometry(images)
 
         def finish() -> None:
             scene_map = assemble_map(
@@ -120,6 +122,8 @@ def build_map(
                        **({} if origin is None else {'poses': origin}), **registration,
                        'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
                 report=stages.bar('surface, words'))
+            if config.scene_geometry.enabled:
+                scene_map = replace(scene_map, **read_trained(work, str(engine.device)))
             names = (FIELD_PICTURE, TABLE) if rough else (FIELD_PICTURE,)
             stages.calibrated(scene_map, images).save(
                 output, {**(beside or {}), **{name: (work / name).read_bytes() for name in names}})
@@ -151,7 +155,8 @@ class _Stages:
     def __init__(self, bars: ProgressBars, config: BuildConfig, engine: 'Fabric',
                  minutes: float | None, work: Path):
         self.bars, self.config, self.engine = bars, config, engine
-        self.minutes, self.work = minutes, work
+        self.geometry_minutes, self.minutes = config.scene_geometry.split_minutes(minutes)
+        self.work = work
         self.device = str(engine.device)
 
     def _once(self, path: Path, make: Callable[[], None]) -> None:
@@ -321,6 +326,16 @@ class _Stages:
         matcher.load_state_dict(load_file(path))
         report(1.0)
         return matcher.to(self.device).eval().requires_grad_(False)
+
+    def scene_geometry(self, images: list[PosedImage]) -> None:
+        """Train and calibrate scene geometry, where it is asked for, in its share of the minutes.
+
+        One process does it while the others wait.
+        """
+        if self.config.scene_geometry.enabled:
+            once(self.engine, lambda: train_and_calibrate(
+                images, held_out(len(images), self.config.held_out), self.config.scene_geometry,
+                work=self.work, device=self.device, minutes=self.geometry_minutes, bar=self.bar))
 
     def calibrated(self, scene_map: SceneMap, images: list[PosedImage]) -> SceneMap:
         """Measure covariances and teach the judge on the photographs that were held out."""

@@ -209,6 +209,11 @@ class MapLife:
         files that lie in the map too, by name.
         """
         old = self.old
+        if old.scene_geometry is not None:
+            # It was learned from all photographs of a map, and there are only the new ones.
+            LOG.warning('the new map has no scene geometry, as that of the old one does not know '
+                        'what is new; `nerfmatch train-scene-geometry` trains some')
+            notes = {**notes, 'scene_geometry_dropped': True}
         made = assemble_map(
             images, references, field, matcher, lesson.frame, self._as_built(len(images)),
             device=self.device, notes={**poses_of(old), **notes},
@@ -228,7 +233,9 @@ class MapLife:
             frame_id=old.frame_id, field=old.field_config, matcher=old.matcher_config,
             words=len(old.words), surface_points=len(old.surface.points),
             surface_cache_points=cache,
-            localization=from_dict(LocalizerConfig, old.localization, 'map.yaml: localization'))
+            localization=replace(
+                from_dict(LocalizerConfig, old.localization, 'map.yaml: localization'),
+                localizer='auto'))  # the new map has no scene geometry
 
     def _calibrated(self, made: SceneMap, lesson: Lesson) -> SceneMap:
         """Calibrate on held-out photographs; too few leave the calibration of the old map."""

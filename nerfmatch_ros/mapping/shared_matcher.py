@@ -262,7 +262,10 @@ def _put_together(
     if cache is not None:
         made = replace(made, surface_cache=cache.to(device))
     # The views are the same in the same order, so what is known of their likeness still holds.
-    made = replace(made, working_focal=old.working_focal, neighbours=old.neighbours)
+    made = replace(
+        made, working_focal=old.working_focal, neighbours=old.neighbours,
+        scene_geometry=old.scene_geometry,  # which uses no matcher
+        scene_geometry_calibration=old.scene_geometry_calibration)
     if matcher.per_view == old.matcher.per_view:  # else the map's own way may not suit it
         made = replace(made, localization=old.localization)
     if place.held_out:

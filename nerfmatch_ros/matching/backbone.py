@@ -2,10 +2,12 @@
 
 `ConvFormerBackbone` and `TimmPyramidBackbone` take images (B, 3, H, W), RGB with ImageNet's mean
 and deviation taken out, H and W multiples of `COARSE_STRIDE`, and give a coarse map
-(B, C, H/8, W/8) and a fine map (B, Cf, H/2, W/2).
+(B, C, H/8, W/8) and a fine map (B, Cf, H/2, W/2). `make_context_backbone` makes what regresses
+scene geometry: one map at 1/8 that sees most of the picture.
 """
 
 from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.matching.compact_backbone import CompactContextBackbone
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
@@ -16,8 +18,13 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of R, G, B in [0, 1]
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
-def _create(name: str, *, pretrained: bool, out_indices: tuple[int, ...]) -> nn.Module:
-    """Let timm build a network that gives feature maps; the only place where timm is called."""
+def _create(
+    name: str, *, pretrained: bool, out_indices: tuple[int, ...] | None,
+) -> nn.Module:
+    """Let timm build a network that gives feature maps, all of them where none are named.
+
+    The only place where timm is called.
+    """
     try:
         import timm  # late: a second of import time that most commands do not need
     except ImportError as error:
@@ -27,8 +34,8 @@ def _create(name: str, *, pretrained: bool, out_indices: tuple[int, ...]) -> nn.
         raise ConfigError(f'timm {timm.__version__} has no network {name!r}; '
                           'timm.list_models() lists the names')
     try:
-        return timm.create_model(
-            name, pretrained=pretrained, features_only=True, out_indices=out_indices)
+        chosen = {} if out_indices is None else {'out_indices': out_indices}
+        return timm.create_model(name, pretrained=pretrained, features_only=True, **chosen)
     except (AttributeError, IndexError, RuntimeError, OSError, AssertionError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         if pretrained:
@@ -150,3 +157,51 @@ def make_timm_backbone(name: str, *, fine: bool, pretrained: bool = False) -> Un
     """Build the backbone for a name of timm: the paper's if it is a ConvFormer, else a pyramid."""
     kind = ConvFormerBackbone if name.startswith('convformer_') else TimmPyramidBackbone
     return UnitRangeBackbone(kind(name, fine=fine, pretrained=pretrained))
+
+
+class TimmContextBackbone(nn.Module):
+    """Any convolutional network of timm, its maps of stride 8, 16 and 32 fused to one of 8.
+
+    Unlike the pyramid for matching it gives no finer map, but each cell sees more of the picture.
+    """
+
+    def __init__(self, name: str, *, channels: int, pretrained: bool = False):
+        super().__init__()
+        with torch.device('meta'):  # learns the strides without drawing a weight
+            strides = _create(name, pretrained=False, out_indices=None).feature_info.reduction()
+        levels = [strides.index(stride) for stride in (COARSE_STRIDE, 16, 32) if stride in strides]
+        if COARSE_STRIDE not in strides:
+            raise ConfigError(f'{name!r} gives maps of stride {tuple(strides)}, and '
+                              f'{COARSE_STRIDE} is needed; choose a network such as resnet18')
+        self.network = _create(name, pretrained=pretrained, out_indices=tuple(levels))
+        self.laterals = nn.ModuleList(
+            nn.Conv2d(width, channels, 1) for width in self.network.feature_info.channels())
+        self.mix = nn.Sequential(
+            nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1))
+        for statistic, values in (('mean', IMAGENET_MEAN), ('deviation', IMAGENET_DEVIATION)):
+            self.register_buffer(statistic, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode images (B, 3, H, W) in [0, 1] to features (B, channels, H/8, W/8)."""
+        _check_size(image)
+        maps = self.network((image - self.mean) / self.deviation)
+        fused = None
+        for lateral, level in zip(reversed(self.laterals), reversed(maps), strict=True):
+            here = lateral(level)
+            fused = here if fused is None else here + F.interpolate(
+                fused, size=level.shape[-2:], mode='bilinear', align_corners=False)
+        return self.mix(fused)
+
+
+def make_context_backbone(name: str, *, channels: int, pretrained: bool = False) -> nn.Module:
+    """Make images (B, 3, H, W) in [0, 1] -> features (B, channels, H/8, W/8).
+
+    name: 'compact', our own, or one of timm.
+    """
+    if name == 'compact':
+        if pretrained:
+            raise ConfigError("the backbone 'compact' has no pretrained weights; choose one of "
+                              'timm such as resnet18, or pretrained=False')
+        return CompactContextBackbone(channels)
+    return TimmContextBackbone(name, channels=channels, pretrained=pretrained)

@@ -60,10 +60,7 @@ class CompactBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images whose sides are multiples of 16."""
-        # Per-image standardisation takes most of an exposure change away.
-        image = (image - image.mean((2, 3), keepdim=True)) / (
-            image.std((1, 2, 3), keepdim=True) + 1e-3)
-        image = image.to(self.from_stage32.weight.dtype)
+        image = standardised(image).to(self.from_stage32.weight.dtype)
         half = self.stage2(image)
         quarter = self.stage4(half)
         eighth = self.stage8(quarter)
@@ -73,6 +70,39 @@ class CompactBackbone(nn.Module):
         fine = half + _resized(self.fine_from_quarter(quarter), half) + _resized(
             self.fine_from_coarse(coarse), half)
         return coarse, self.fine(fine)
+
+
+class CompactContextBackbone(nn.Module):
+    """Images (B, 3, H, W) in [0, 1] -> features (B, channels, H/8, W/8) that see most of them.
+
+    The compact backbone without its fine map, and with a stem that goes to 1/4 at once: a step of
+    training costs half as much.
+    """
+
+    def __init__(self, channels: int = 128):
+        super().__init__()
+        self.stage4 = nn.Sequential(_conv(3, 32, 7, 4), MixingBlock(32))
+        self.stage8 = nn.Sequential(_conv(32, 96, 3, 2), *(MixingBlock(96) for _ in range(2)))
+        self.stage16 = nn.Sequential(_conv(96, 192, 3, 2), *(MixingBlock(192) for _ in range(3)))
+        self.stage32 = nn.Sequential(_conv(192, 320, 3, 2), *(MixingBlock(320) for _ in range(3)))
+        self.from_stage32 = nn.Conv2d(320, channels, 1)
+        self.from_stage16 = nn.Conv2d(192, channels, 1)
+        self.from_stage8 = nn.Conv2d(96, channels, 1)
+        self.mix16, self.mix8 = MixingBlock(channels), MixingBlock(channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode images whose sides are multiples of 8."""
+        eighth = self.stage8(self.stage4(standardised(image)))
+        sixteenth = self.stage16(eighth)
+        context = self.from_stage32(self.stage32(sixteenth))
+        context = self.mix16(self.from_stage16(sixteenth) + _resized(context, sixteenth))
+        return self.mix8(self.from_stage8(eighth) + _resized(context, eighth))
+
+
+def standardised(image: Tensor) -> Tensor:
+    """Take mean colour and contrast out of images (B, 3, H, W): most of an exposure change."""
+    return (image - image.mean((2, 3), keepdim=True)) / (
+        image.std((1, 2, 3), keepdim=True) + 1e-3)
 
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:

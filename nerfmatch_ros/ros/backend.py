@@ -22,33 +22,35 @@ _OVERRIDES = {
 
 def load_localizer(
     map_folder: Path, *, device: str, threads: int | None, sha256: str = '', warm: bool = True,
-    memory_fraction: float = 1.0, precision: str = 'map', clock: StageClock | None = None,
+    memory_fraction: float = 1.0, precision: str = 'map', localizer: str = 'map',
+    clock: StageClock | None = None,
 ) -> Any:
     """
     Give the localizer of a map, ready for the first image.
 
     sha256: what the map must have, '' for any; memory_fraction: share of the GPU to be used;
-    precision: of the networks, 'map' for the map's own; clock: of a measurement, times the
-    stages 'import', 'load' and 'warm up'.
+    precision: of the networks, 'map' for the map's own; localizer: its name, 'map' for the map's
+    own; clock: of a measurement, times the stages 'import', 'load' and 'warm up'.
     """
     clock = clock or StageClock()
     with clock.stage('import'):
         # Late: a wrong parameter is reported before this takes its seconds.
-        from nerfmatch_ros.localization.localizer import Localizer
+        from nerfmatch_ros.localization import make_localizer
         import torch
     if device.startswith('cuda'):
         torch.cuda.set_per_process_memory_fraction(memory_fraction, torch.device(device))
     with clock.stage('load'):
-        localizer = Localizer.load(map_folder, device=device, threads=threads)
-    if sha256 and localizer.map_sha256 != sha256:
-        raise MapError(f'{map_folder} has sha256 {localizer.map_sha256}, map_sha256 demands '
+        made = make_localizer.load_localizer(
+            map_folder, localizer, device=device, threads=threads)
+    if sha256 and made.map_sha256 != sha256:
+        raise MapError(f'{map_folder} has sha256 {made.map_sha256}, map_sha256 demands '
                        f'{sha256}; give the folder of that map, or leave map_sha256 empty')
     if precision != 'map':
-        localizer.set_precision(precision)
+        made.set_precision(precision)
     if warm:
         with clock.stage('warm up'):
-            warm_up(localizer)
-    return localizer
+            warm_up(made)
+    return made
 
 
 def warm_up(localizer: Any) -> float:

@@ -498,7 +498,7 @@ class LocalizerNode(ManagedNode):
             Path(parameters.map_path).expanduser(), device=choose_device(parameters.device),
             threads=parameters.threads or None, sha256=parameters.map_sha256,
             warm=parameters.warmup, memory_fraction=parameters.max_gpu_memory_fraction,
-            precision=parameters.precision)
+            precision=parameters.precision, localizer=parameters.localizer)
         return with_clock(backend, self._device), time.perf_counter() - started
 
     def _on_parameters(self, parameters: LocalizerParameters):

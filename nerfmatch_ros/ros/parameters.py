@@ -167,6 +167,12 @@ class LocalizerParameters(SharedParameters):
     stamp_zero_as_now: bool = parameter(
         False, 'Take an image with stamp 0 for one of now, for drivers without a clock. '
         'False: it is dropped.')
+    localizer: str = parameter(
+        'map', 'What finds poses. map: what the map says, which is hybrid where it has scene '
+        'geometry; nerfmatch: matching with the map; scene_geometry: one network alone, without a '
+        "search; hybrid: matching, which looks first from the network's pose. The last two need a "
+        'map that was built with --scene-geometry.',
+        choices=('map', 'nerfmatch', 'scene_geometry', 'hybrid'))
     mode: str = parameter(
         'auto', 'auto: look from the predicted pose; global: search the whole map for every '
         'image.', choices=('auto', 'global'), runtime=True)

@@ -22,6 +22,7 @@ class ReplayOptions:
     refiner: bool = True
     tf_mode: str = 'map_to_odom'
     device: str = 'auto'
+    localizer: str = 'map'  # its name; the refiner goes by the map in any case
     image_topic: str = ''  # '': the only one of the bag
     truth_topic: str = TRUTH_TOPIC
     base_frame: str = 'base_link'
@@ -64,7 +65,8 @@ def replay(
             from nerfmatch_ros.ros.backend import load_localizer
             from nerfmatch_ros.ros.replay_frames import replay_every_frame
             backend = (load or load_localizer)(
-                Path(map_folder), device=choose_device(options.device), threads=None, warm=False)
+                Path(map_folder), device=choose_device(options.device), threads=None, warm=False,
+                localizer=options.localizer)
             result = replay_every_frame(
                 found, options.frames, backend, tf_mode=options.tf_mode, refine=options.refiner)
         else:
@@ -74,7 +76,8 @@ def replay(
         raise NerfmatchError(f'a replay needs ROS 2, and {error.name} cannot be imported; source '
                              'a ROS installation or install the extra ros-wheels') from error
     result.notes |= {'bag': str(bag), 'map': str(map_folder), 'tf_mode': options.tf_mode,
-                     'every_frame': options.every_frame, 'rate': options.rate}
+                     'every_frame': options.every_frame, 'rate': options.rate,
+                     'localizer': options.localizer}
     return write_replay(result, found, options.frames, output, map_extent(Path(map_folder)))
 
 

@@ -243,7 +243,7 @@ def _processes(
     nodes = {LOCALIZER: (options.localizer_module, {
         # An image that waited for a slow machine is late, not wrong.
         **shared, 'odom_frame_id': options.odom_frame, 'max_image_age': 0.0,
-        **options.parameters})}
+        'localizer': options.localizer, **options.parameters})}
     if options.refiner:
         nodes[REFINER] = options.refiner_module, shared
     processes = {}

@@ -137,7 +137,7 @@ def failed(reason):
 def loader(backend=None, log=None):
     """Give a `load` function for the nodes; a map folder named 'broken' cannot be loaded."""
     def load(map_folder, *, device, threads, sha256='', warm=True, memory_fraction=1.0,
-             precision='map'):
+             precision='map', localizer='map'):
         if log is not None:
             log.append(map_folder)
         if map_folder.name == 'broken':

@@ -2,11 +2,19 @@
 
 from collections import Counter
 from contextlib import contextmanager
+import shutil
 
 from nerfmatch_ros.demo import DEMO_MAP
+from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.localization.hybrid_localizer import HybridLocalizer
 from nerfmatch_ros.localization.localizer import Localizer
-from nerfmatch_ros.ros.backend import load_localizer, warm_up, with_clock
+from nerfmatch_ros.localization.scene_geometry_localizer import SceneGeometryLocalizer
+from nerfmatch_ros.ros.backend import load_localizer, warm_up, with_clock, with_parameters
+from nerfmatch_ros.ros.parameters import LocalizerParameters
+from nerfmatch_ros.scene_geometry import SceneGeometry, SceneGeometryConfig
+from nerfmatch_ros.scene_map import store_scene_geometry
 from nerfmatch_ros.stage_clock import StageClock
+import pytest
 
 
 class Counts:
@@ -34,6 +42,22 @@ def test_the_time_of_loading_is_told_by_its_parts():
     clock = StageClock()
     load_localizer(DEMO_MAP, device='cpu', threads=None, warm=False, clock=clock)
     assert set(clock.take()) == {'import', 'load'}
+
+
+@pytest.mark.parametrize('name, kind', [
+    ('scene_geometry', SceneGeometryLocalizer), ('hybrid', HybridLocalizer)])
+def test_a_node_loads_the_localizer_that_it_names(tmp_path, name, kind):
+    folder = shutil.copytree(DEMO_MAP, tmp_path / 'map')
+    store_scene_geometry(folder, SceneGeometry(SceneGeometryConfig(channels=16, width=16)), {})
+    made = load_localizer(folder, device='cpu', threads=None, warm=False, localizer=name)
+    assert type(made) is kind
+    made.clock = Counts()
+    warm_up(made)
+    assert made.clock.stages['geometry'] == 1
+    # What concerns matching is set, and read by who matches.
+    assert with_parameters(made, LocalizerParameters(map_path='m', rounds=2)).config.rounds == 2
+    with pytest.raises(ConfigError, match=f"'{name}' needs a map with scene geometry"):
+        load_localizer(DEMO_MAP, device='cpu', threads=None, localizer=name)
 
 
 def test_a_clock_is_given_to_who_takes_one():

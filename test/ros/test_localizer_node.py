@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs rclpy (a sourced ROS 2, or the extra ros-wheels)')
 pytest.importorskip('tf2_msgs.msg', reason='needs tf2_msgs (python tools/generate_tf2_msgs.py)')
 
+from fake_backend import loader  # noqa: E402
 from nerfmatch_ros.ros import health  # noqa: E402
 from nerfmatch_ros.ros.conversions import matrix_from_transform, stamp_ns  # noqa: E402
 from nerfmatch_ros.ros.diagnostics import status_values  # noqa: E402
@@ -35,6 +36,19 @@ def test_a_camera_alone_needs_no_transform_and_no_odometry():
         for transform in world.transforms:
             assert stamp_ns(transform.header) in world.poses
             assert transform.child_frame_id == 'camera_optical_frame'
+
+
+def test_the_localizer_that_the_parameter_names_is_loaded():
+    asked = []
+
+    def load(folder, **options):
+        asked.append(options.get('localizer'))
+        return loader()(folder, **options)
+
+    with World(load=load, tf_mode='map_to_camera', localizer='hybrid') as world:
+        world.connect(static=False)
+        world.localize(frames=2)
+    assert asked == ['hybrid']
 
 
 def test_a_base_is_placed_by_its_extrinsic():

@@ -105,6 +105,20 @@ def test_every_frame_gives_the_same_twice(bag, tmp_path):
     assert json.loads((tmp_path / 'a' / 'report.json').read_text()) == reports[0]
 
 
+def test_a_replay_uses_the_localizer_that_was_asked_for(bag, tmp_path):
+    asked = []
+
+    def load(folder, **options):
+        asked.append(options['localizer'])
+        return FakeBackend(noise=0.01)
+
+    for name in ('map', 'scene_geometry'):
+        report = replay(bag, tmp_path / 'map', tmp_path / name,
+                        ReplayOptions(every_frame=True, localizer=name), load=load)
+        assert report['localizer'] == name
+    assert asked == ['map', 'scene_geometry']
+
+
 def test_every_frame_is_localized_gated_and_scored_against_the_truth(bag, tmp_path):
     fake = FakeBackend(noise=0.01, refined_noise=0.001)
     report = every_frame(bag, tmp_path, fake=fake)

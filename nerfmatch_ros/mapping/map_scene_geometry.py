@@ -1,0 +1,93 @@
+"""Scene geometry for a map that exists: trained anew, or carried on with new photographs.
+
+New photographs need not be posed: with positions alone, of RTK say, the network finds their
+orientations itself, and both improve ("Implicit Learning of Scene Geometry from Poses for Global
+Localization", RA-L 2023, arXiv 2312.02029, fine-tuning with partial labels).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+import logging
+from pathlib import Path
+
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.data.working_image import working_focal, working_view
+from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.localization.render_views import default_camera
+from nerfmatch_ros.mapping.calibrate_scene_geometry import (
+    calibrate_scene_geometry,
+    GeometryCalibrationConfig,
+)
+from nerfmatch_ros.mapping.held_out import held_out
+from nerfmatch_ros.mapping.rendered_views import render_new_views
+from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining, train_scene_geometry
+from nerfmatch_ros.scene_map import SceneMap, store_scene_geometry
+
+LOG = logging.getLogger(__name__)
+GOING_ON_RATE = 0.25  # of the learning rate of a new network
+_MOST_HELD_OUT = 12
+Report = Callable[[float, dict], None]
+
+
+def train_for_map(
+    folder: Path, images: Sequence[PosedImage], training: SceneGeometryTraining, *,
+    calibration: GeometryCalibrationConfig | None = None, anchors: Sequence[PosedImage] = (),
+    go_on: bool = False, rendered: int = 0, minutes: float | None = None, device: str = 'cpu',
+    report: Report = lambda progress, numbers: None,
+) -> dict:
+    """Give the map in `folder` scene geometry learned from photographs in its frame.
+
+    images: posed, or of labels 'position' with positions; anchors: posed photographs that are
+    learned beside those. go_on: from the network that the map has, as labels 'position' always
+    do. rendered: views of the field from new places, with depth, that are learned as well, which
+    the paper does not do; losses.points says how much their points count. An interrupted training
+    goes on from a file beside the map. Gives figures. Raises ConfigError for a map without the
+    network to go on from, MapError for what is no map.
+    """
+    scene_map = SceneMap.load(folder)
+    go_on = go_on or training.labels == 'position'
+    start = scene_map.scene_geometry if go_on else None
+    if go_on and start is None:
+        raise ConfigError(f'{folder} has no scene geometry to go on from; train one with '
+                          '--labels pose first')
+    if start is not None:
+        training = replace(training, rate=GOING_ON_RATE * training.rate)
+    # Positions alone measure no orientation, so the anchors do, or nothing.
+    posed = list(anchors if training.labels == 'position' else images)
+    held = [posed[k] for k in held_out(len(posed), _MOST_HELD_OUT)]
+    names = {image.name for image in held}
+    images, anchors = ([image for image in given if image.name not in names]
+                       for given in (images, anchors))
+    views = _rendered(scene_map, rendered, training, device)
+    if training.labels == 'position':
+        anchors = [*anchors, *views]
+    else:
+        images = [*images, *views]
+    checkpoint = Path(folder).resolve().with_name(Path(folder).resolve().name
+                                                  + '.scene_geometry.checkpoint')
+    network = train_scene_geometry(
+        images, training, start=start, anchors=anchors, checkpoint=checkpoint, minutes=minutes,
+        device=device, report=report)
+    measured = scene_map.scene_geometry_calibration if start is not None else {}
+    try:
+        measured = calibrate_scene_geometry(network, held, calibration).to_dict()
+    except DataError as error:
+        LOG.warning('scene geometry is not calibrated anew, and %s: %s',
+                    'poses that only look right may pass' if not measured
+                    else 'keeps what was measured before', error)
+    store_scene_geometry(folder, network, measured, scene_map.sha256)
+    checkpoint.unlink(missing_ok=True)
+    return {'images': len(images), 'anchors': len(anchors), 'held_out': len(held),
+            'rendered': len(views), 'labels': training.labels, 'went_on': start is not None}
+
+
+def _rendered(
+    scene_map: SceneMap, count: int, training: SceneGeometryTraining, device: str,
+) -> list[PosedImage]:
+    """Render views of the size that the network sees; none where none are asked for."""
+    if not count:
+        return []
+    camera = default_camera(scene_map.cameras)
+    side = training.network.longest_side
+    seen = working_view(camera, working_focal([camera], side), side).camera
+    return render_new_views(scene_map.to(device), seen, count, seed=training.seed)

@@ -1,0 +1,224 @@
+"""
+Scene geometry by loss, weights and backbone: `nerfmatch bench scene-geometry`.
+
+The same photographs train each variant for the same number of steps or minutes; photographs that
+none has seen measure it. The last row of the losses is what a build does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+from nerfmatch_ros.config import to_dict
+from nerfmatch_ros.data.posed_image import PosedImage
+from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.evaluation.document import number, row, text_of, with_section
+from nerfmatch_ros.evaluation.metrics import median, pose_errors, PoseErrors, recall
+from nerfmatch_ros.files import write_text
+from nerfmatch_ros.localization.scene_geometry_localizer import GeometryReader
+from nerfmatch_ros.mapping.map_scene_geometry import GOING_ON_RATE
+from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining, train_scene_geometry
+from nerfmatch_ros.scene_geometry import SceneGeometry
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+HEAD = """\
+# Scene geometry
+
+One network says of each cell of a picture where it lies in the map and in the camera; the motion
+between both is the pose. `nerfmatch bench scene-geometry --images DIR --output DIR --markdown
+FILE` writes the section of its data set here and leaves the others as they are.
+"""
+COLUMNS = ('median cm', 'median deg', 'within 12 cm, 4 deg', 'parameters', 'ms an image', 'steps',
+           'CPU s')
+_GOAL = (0.12, 4.0)  # metres, degrees
+_WARM = 2  # images before the clock counts
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a row of the table does otherwise than the configuration."""
+
+    losses: tuple[str, ...] | None = None  # that are on; None: as configured
+    weighted: bool = True
+    backbone: str = ''  # '': as configured
+
+    def of(self, training: SceneGeometryTraining) -> SceneGeometryTraining:
+        """Give the training of this variant."""
+        losses = replace(training.losses, weighted=self.weighted)
+        if self.losses is not None:
+            losses = replace(losses, **{
+                name: getattr(losses, name) if name in self.losses else 0.0
+                for name in ('pose', 'consistency', 'reprojection')})
+        network = replace(training.network, backbone=self.backbone or training.network.backbone)
+        return replace(training, losses=losses, network=network)
+
+
+ABLATION = {
+    'pose loss': Variant(('pose',)),
+    '+ consistency': Variant(('pose', 'consistency')),
+    '+ reprojection': Variant(),
+    'without weights': Variant(weighted=False),
+}
+
+
+def variant_named(name: str) -> Variant:
+    """Give a row of the ablation, or that of a backbone: 'compact' or a name of timm."""
+    if not name:
+        raise ConfigError('a variant has no name; give one of '
+                          f'{", ".join(ABLATION)}, or a backbone such as resnet18')
+    return ABLATION.get(name) or Variant(backbone=name)
+
+
+def bench_scene_geometry(
+    train: Sequence[PosedImage], test: Sequence[PosedImage], variants: Sequence[str],
+    training: SceneGeometryTraining, output: Path, *, device: str = 'cpu',
+    minutes: float | None = None, say: Callable[[str], None] = lambda text: None,
+) -> dict:
+    """
+    Train and measure each variant; what is finished in `output` is kept.
+
+    test: posed photographs that are not in `train`. Gives the report, which is also in
+    `output/scene_geometry.json`.
+    """
+    if shared := {image.name for image in train} & {image.name for image in test}:
+        raise DataError(f'{len(shared)} photographs, such as {min(shared)}, are to train and to '
+                        'measure; measure with others')
+    if not test:
+        raise DataError('no photographs are left to measure with; give a data set with a split, '
+                        'or other ones')
+    named = {name: variant_named(name).of(training) for name in variants}
+    report = {'train': len(train), 'test': len(test), 'minutes': minutes, 'results': {}}
+    for name, config in named.items():
+        folder = output / name.replace(' ', '_').replace('/', '_')
+        path = folder / 'result.json'
+        if not path.exists():
+            say(name)
+            _, result = _trained_and_measured(train, test, config, folder, device, minutes)
+            write_text(path, json.dumps(result))
+        report['results'][name] = result = json.loads(path.read_text(encoding='utf-8'))
+        if result['training'] != to_dict(config):
+            raise DataError(f'{path} was trained otherwise than asked for now; give another '
+                            '--output or delete it')
+    write_text(output / 'scene_geometry.json', json.dumps(report, indent=1) + '\n')
+    return report
+
+
+def bench_positions(
+    known: Sequence[PosedImage], new: Sequence[PosedImage], test: Sequence[PosedImage],
+    training: SceneGeometryTraining, output: Path, *, device: str = 'cpu',
+    minutes: float | None = None, say: Callable[[str], None] = lambda text: None,
+) -> dict:
+    """
+    Learn poses of known photographs, then the positions of new ones; measure before and after.
+
+    test: posed photographs of neither. What is finished in `output` is kept; the report is also
+    in `output/positions.json`.
+    """
+    path = output / 'positions.json'
+    if not path.exists():
+        say('poses of the known photographs')
+        start, before = _trained_and_measured(
+            known, test, training, output / 'known', device, minutes)
+        say('positions of the new ones')
+        further = replace(training, labels='position', rate=GOING_ON_RATE * training.rate)
+        _, after = _trained_and_measured(
+            new, test, further, output / 'positions', device, minutes, start=start, anchors=known)
+        write_text(path, json.dumps({
+            'train': f'{len(known)} with poses, {len(new)} with positions', 'test': len(test),
+            'minutes': minutes, 'results': {'poses of the known': before,
+                                            '+ positions of the new': after}}, indent=1) + '\n')
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def parted(
+    images: Sequence[PosedImage], share: float,
+) -> tuple[list[PosedImage], list[PosedImage], list[PosedImage]]:
+    """Part images of the splits 'train' and 'test' in their order, where a share is behind.
+
+    Gives those to train on before and behind that place, and those to measure with behind it.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f'a share of {share:g} of the photographs with poses leaves nothing to '
+                          'compare; give one between 0 and 1')
+    place = round(share * len(images))
+    known, new = ([image for image in part if image.split == 'train']
+                  for part in (images[:place], images[place:]))
+    return known, new, [image for image in images[place:] if image.split == 'test']
+
+
+def _trained_and_measured(
+    train: Sequence[PosedImage], test: Sequence[PosedImage], config: SceneGeometryTraining,
+    folder: Path, device: str, minutes: float | None, **options: Any,
+) -> tuple[SceneGeometry, dict]:
+    """Give the network of one variant, and its figures; options: of the training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    steps, began = [0], time.process_time()
+
+    def count(progress: float, numbers: dict) -> None:
+        steps[0] = numbers['step']
+
+    network = train_scene_geometry(
+        train, config, checkpoint=folder / 'checkpoint', minutes=minutes, device=device,
+        report=count, **options)
+    seconds = time.process_time() - began
+    return network, {
+        **measured(network, test), 'steps': steps[0], 'cpu_seconds': seconds,
+        'parameters': sum(p.numel() for p in network.parameters()), 'training': to_dict(config)}
+
+
+def measured(network: SceneGeometry, test: Sequence[PosedImage]) -> dict:
+    """Measure errors and time of a network on photographs with known poses, doubts aside."""
+    errors, milliseconds = errors_of(network, test)
+    return {'median_m': median(errors.translation), 'median_deg': median(errors.rotation),
+            'within_goal': recall(errors, *_GOAL), 'ms': milliseconds}
+
+
+def errors_of(
+    network: SceneGeometry, images: Sequence[PosedImage],
+) -> tuple[PoseErrors, float]:
+    """Give the errors of all poses that a network sees, and the median CPU time in milliseconds.
+
+    The time is that of a photograph in memory until its pose, of one thread or several together.
+    """
+    reader, found, times = GeometryReader(network), [], []
+    for image in images:
+        loaded = replace(image, pixels=image.rgb(), path=None)
+        began = time.process_time()
+        found.append(reader.look(loaded).map_from_camera)
+        times.append(1000 * (time.process_time() - began))
+    errors = pose_errors(found, [image.map_from_camera for image in images])
+    return errors, float(np.median(times[_WARM:] or times))
+
+
+def cells(result: dict) -> tuple[str, ...]:
+    """Write the figures of one variant in the order of COLUMNS."""
+    return (number(result['median_m'], 100), number(result['median_deg']),
+            f'{result["within_goal"]:.0%}', f'{result["parameters"] / 1e6:.1f} M',
+            number(result['ms']), str(result['steps']), number(result['cpu_seconds']))
+
+
+def print_scene_geometry(report: dict) -> None:
+    """Print a row for each variant."""
+    table = Table(title=f'{report["train"]} images learned, {report["test"]} measured',
+                  title_justify='left')
+    table.add_column('variant')
+    for name in COLUMNS:
+        table.add_column(name, justify='right')
+    for name, result in report['results'].items():
+        table.add_row(name, *cells(result))
+    Console().print(table)
+
+
+def write_section(report: dict, markdown: Path, name: str, command: str) -> None:
+    """Put the table into the section of a data set in a document."""
+    lines = [f'## {name}', '',
+             f'{report["train"]} images learned, {report["test"]} measured: `{command}`', '',
+             row('variant', *COLUMNS), row('---', *['---:'] * len(COLUMNS))]
+    lines += [row(variant, *cells(result)) for variant, result in report['results'].items()]
+    text = with_section(text_of(markdown), name, '\n' + '\n'.join(lines) + '\n\n', head=HEAD)
+    write_text(markdown, text)
