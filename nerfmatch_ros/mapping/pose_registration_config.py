@@ -16,7 +16,7 @@ class PoseRegistrationConfig:
     """How poses are registered; the defaults are for a CPU."""
 
     method: str = 'l2g'  # 'l2g': a warp per ray, closed-form poses; 'barf': a twist per frame
-    steps: int = 3000  # at most; the minutes may end it first
+    steps: int = 1500  # at most; the minutes may end it first
     rays: int = 1024  # of a step, shared evenly by its frames
     frames: int = 160  # photographs in a step, at most
     longest_side: int = 160  # photographs are reduced to this, pixels
