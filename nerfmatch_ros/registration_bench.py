@@ -20,7 +20,12 @@ from nerfmatch_ros.evaluation.document import number, row, text_of, with_section
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
-from nerfmatch_ros.mapping.register_poses import checked_steps, register, RegistrationConfig
+from nerfmatch_ros.mapping.register_poses import (
+    checked_steps,
+    ODOMETRY,
+    register,
+    RegistrationConfig,
+)
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +38,7 @@ HEAD = """\
 here and leaves the others as they are. Exact poses are made rough, mended, and compared with what
 they were: mean errors after the similarity that brings the centres together.
 """
+LEAST_DEGREES = 0.1  # of a start that is not turned, as a deviation must not be 0
 COLUMNS = ('cm before', 'cm after', 'ratio', 'deg before', 'deg after', 'ratio', 'CPU s')
 
 
@@ -61,6 +67,16 @@ class RoughStart:
     def __str__(self) -> str:
         """Give the text that `parse` reads."""
         return f'{self.kind}:{self.metres:g}:{self.degrees:g}'
+
+    def told(self, config: RegistrationConfig) -> RegistrationConfig:
+        """Give the configuration of who knows how rough the poses are, as to its kind and size.
+
+        Of odometry only that it is one, and what is common, as its datasheet would.
+        """
+        if self.kind == 'drift':
+            return replace(config, odometry=config.odometry or ODOMETRY)
+        return replace(config, translation=self.metres, rotation=max(self.degrees, LEAST_DEGREES),
+                       odometry=None)
 
     def make(self, poses: np.ndarray, seed: int) -> np.ndarray:
         """Give rough poses (K, 4, 4) of exact ones."""
@@ -112,7 +128,8 @@ def bench_registration(
                 found = register(
                     [replace(image, map_from_camera=pose)
                      for image, pose in zip(images, rough)],
-                    replace(config, steps=named), work=folder, device=device, minutes=minutes)
+                    replace(start.told(config), steps=named), work=folder, device=device,
+                    minutes=minutes)
                 after = PoseErrorMeans.of(
                     np.stack([image.map_from_camera for image in found.images]), exact)
                 write_text(path, json.dumps({

@@ -8,7 +8,13 @@ from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping import pose_registration as module
-from nerfmatch_ros.mapping.pose_registration import PoseRegistrationConfig, register_by_field
+from nerfmatch_ros.mapping.pose_prior import PosePrior
+from nerfmatch_ros.mapping.pose_registration import register_by_field
+from nerfmatch_ros.mapping.pose_registration_config import (
+    detail_at,
+    METHODS,
+    PoseRegistrationConfig,
+)
 from nerfmatch_ros.radiance_field.grid_field import GridField
 import numpy as np
 import pytest
@@ -39,18 +45,18 @@ def mean_errors(poses, true):
 
 def test_detail_opens_while_the_photographs_become_sharp():
     config = PoseRegistrationConfig(blur=4.0, final_blur=0.0, first_detail=0.2, ramp=(0.25, 0.75))
-    assert module.detail_at(0.0, config) == (0.2, 4.0)
-    assert module.detail_at(0.25, config) == (0.2, 4.0)
-    assert module.detail_at(0.5, config) == pytest.approx((0.6, 2.0))
-    assert module.detail_at(0.75, config) == pytest.approx((1.0, 0.0))
-    assert module.detail_at(1.0, config) == pytest.approx((1.0, 0.0))
+    assert detail_at(0.0, config) == (0.2, 4.0)
+    assert detail_at(0.25, config) == (0.2, 4.0)
+    assert detail_at(0.5, config) == pytest.approx((0.6, 2.0))
+    assert detail_at(0.75, config) == pytest.approx((1.0, 0.0))
+    assert detail_at(1.0, config) == pytest.approx((1.0, 0.0))
 
 
 class Killed(BaseException):
     """Ends a registration as a kill would."""
 
 
-@pytest.mark.parametrize('method', module.METHODS)
+@pytest.mark.parametrize('method', METHODS)
 def test_an_interrupted_registration_ends_like_a_whole_one(
         method, images, rough, tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'CHECKPOINT_STEPS', 10)
@@ -66,6 +72,25 @@ def test_an_interrupted_registration_ends_like_a_whole_one(
     again = register_by_field(images, rough, config, checkpoint=tmp_path / 'b')
     np.testing.assert_allclose(again.poses, whole.poses, atol=1e-5)
     assert abs(whole.poses - rough).max() > 1e-3
+
+
+@pytest.mark.parametrize(('rigid_from', 'settled'), [(0.5, True), (1.0, False)])
+def test_warps_become_rigid_when_asked_to(rigid_from, settled, images, rough, tmp_path):
+    config = replace(SMALL, steps=4, rigid_from=rigid_from)
+    register_by_field(images, rough, config, checkpoint=tmp_path / 'a')
+    state = torch.load(tmp_path / 'a', weights_only=True)
+    assert state['model']['motions.settled'].item() is settled
+
+
+def test_poses_of_odometry_bend_along_the_way(images, rough, tmp_path):
+    """The same photographs, told that the poses are exact relative to one another, or nothing."""
+    prior = PosePrior(rough, 0.05, 0.05, odometry=1e-6, sequence=np.arange(len(rough)))
+    config = replace(SMALL, method='barf', still=0.0)
+    held = register_by_field(images, rough, config, checkpoint=tmp_path / 'a', prior=prior)
+    free = register_by_field(images, rough, config, checkpoint=tmp_path / 'b')
+    moved = [pose_distance(torch.from_numpy(found.poses), torch.from_numpy(rough))[1].mean()
+             for found in (held, free)]
+    assert moved[0] < 0.2 * moved[1]
 
 
 def test_a_mip_field_registers_too(images, rough, tmp_path):
@@ -92,7 +117,7 @@ def test_poses_and_field_are_put_back_to_where_the_rough_poses_were(generator):
 
 @pytest.mark.parametrize('wrong', [
     {'method': 'icp'}, {'rays': 0}, {'ramp': (0.5, 0.5)}, {'first_detail': 2.0},
-    {'depth_range': (3.0, 1.0)}])
+    {'depth_range': (3.0, 1.0)}, {'rigid_from': 1.5}])
 def test_what_registers_nothing_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong.values())) if 'method' in wrong
                        else next(iter(wrong))):
@@ -108,3 +133,23 @@ def test_a_pose_for_each_of_three_images_is_needed(images, rough, tmp_path):
 def test_poses_that_diverged_are_said_to_have(rough):
     with pytest.raises(DataError, match='diverged'):
         module._put_back(np.full_like(rough, np.nan), rough, None, FRAME, {})
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_lost_frames_are_put_where_others_show_them(method, images, rough, tmp_path, monkeypatch):
+    asked = []
+
+    def places(given, moved, errors, scale, share, weight, shown):
+        every = torch.arange(len(moved))
+        own = shown(every, moved)
+        assert own.shape == (5,) and (own > 0).all() and share == 0.4
+        asked.append(given)
+        return every[2:3], torch.full((1, 6), 3.0)
+
+    monkeypatch.setattr(module, 'places_of_lost', places)
+    config = replace(SMALL, method=method, lost=0.4, rigid_from=0.96, still=0.0, twist_rate=1e-9,
+                     warp_rate=1e-9, prior_weight=0.0)
+    found = register_by_field(images, rough, config, checkpoint=tmp_path / 'a')
+    assert len(asked) == 1
+    moved = pose_distance(torch.from_numpy(found.poses), torch.from_numpy(rough))[1]
+    assert moved.argmax() == 2 and moved[2] > 0.2

@@ -20,7 +20,7 @@ def registered(monkeypatch):
     asked = []
 
     def stand_in(images, config, **options):
-        asked.append((config.steps, np.stack([image.map_from_camera for image in images])))
+        asked.append((config, np.stack([image.map_from_camera for image in images])))
         return SimpleNamespace(images=images, notes={})
 
     monkeypatch.setattr(registration_bench, 'register', stand_in)
@@ -30,11 +30,20 @@ def registered(monkeypatch):
 def test_every_schedule_begins_at_the_same_poses(registered, tmp_path):
     report = bench_registration(queries(30), [NOISE], ['barf', 'l2g+features'],
                                 RegistrationConfig(), tmp_path)
-    assert [steps for steps, _ in registered] == [('barf',), ('l2g', 'features')]
+    assert [config.steps for config, _ in registered] == [('barf',), ('l2g', 'features')]
     assert np.array_equal(registered[0][1], registered[1][1])
     result = report['results']['noise:0.05:3']['barf']
     assert 0.04 < result['before_m'] < 0.12 and 2 < result['before_deg'] < 8
     assert result['after_m'] == pytest.approx(result['before_m'])
+
+
+def test_a_registration_is_told_how_rough_the_start_is(registered, tmp_path):
+    starts = [RoughStart.parse(text) for text in ('noise:0.15:8', 'noise:0.02:0', 'drift:0.01:1')]
+    bench_registration(queries(30), starts, ['features'], RegistrationConfig(), tmp_path)
+    known = [(config.translation, config.rotation, config.odometry) for config, _ in registered]
+    assert known[0] == (0.15, 8, None)
+    assert known[1][0] == 0.02 and 0 < known[1][1] < 1
+    assert known[2][2] == 0.02  # whatever this odometry's is
 
 
 def test_finished_ones_are_kept(registered, tmp_path):

@@ -6,33 +6,45 @@ frame by one twist. Both give rough_from_camera: what to multiply a rough pose b
 Letters: K frames, B of them at once, P pixels of each. Translations are in scene units.
 """
 
-from nerfmatch_ros.geometry.pose import se3_exp, transform, transform_points
+from nerfmatch_ros.geometry.pose import se3_exp, se3_log, transform, transform_points
 from nerfmatch_ros.geometry.rigid_alignment import align
+from nerfmatch_ros.mapping.motion_errors import MotionErrors
 import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 
+HEAD_UNIT = 20.0  # deviations of rough poses that a 1 of the warp network moves by
+
+PIVOT = 1.0  # scene units ahead of a camera, around which it moves sideways
+
+
+def circling(moves: Tensor, errors: MotionErrors, way: float = 1.0) -> Tensor:
+    """Let shifts (..., 6) go around what lies ahead at a depth of PIVOT; way -1: undo that.
+
+    A shift across the view and a turn do nearly the same to a photograph. As parameters of Adam
+    they would share one gradient and its noise, and what tells them apart would be lost in it.
+    """
+    shift = moves[..., :2] * (way * errors.deviations[0] / (errors.deviations[1] * PIVOT))
+    turns = torch.stack([shift[..., 1], -shift[..., 0], torch.zeros_like(shift[..., 0])], dim=-1)
+    return torch.cat([moves[..., :3], moves[..., 3:] + turns], dim=-1)
+
 
 class FrameMotions(nn.Module):
-    """Interface of `LocalWarps` and `FrameTwists`.
+    """Interface of `LocalWarps`, `FrameTwists`, and the one that becomes the other."""
 
-    translation_share: how far a unit of a parameter translates, scene units, where another one
-    turns by a radian; so what both explain alike is shared out as rough poses err.
-    """
-
-    def __init__(self, translation_share: float):
+    def __init__(self, errors: MotionErrors):
         super().__init__()
-        self.register_buffer(
-            'units', torch.tensor([translation_share] * 3 + [1.0] * 3), persistent=False)
+        self.errors = errors
 
     def ray_motions(
         self, frames: Tensor, plane: Tensor, directions: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give rough_from_ray (B, P, 4, 4), their departure () and the frames' twists (B, 6).
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give rough_from_ray (B, P, 4, 4), their departure () and how frames moved.
 
         frames: (B,) indices; plane: (B, P, 2) in [-1, 1]; directions: (B, P, 3) unit, camera
-        frame. The departure from rigid motion is the mean square over the rays' points; the
-        twist of a frame is the mean of its rays'.
+        frame. The departure from rigid motion is the mean square over the rays' points. How frames
+        moved: numbers (N, 6) for the prior, in deviations of the errors of rough poses, and twists
+        (B, 6).
         """
         raise NotImplementedError
 
@@ -45,23 +57,40 @@ class FrameMotions(nn.Module):
 
 
 class FrameTwists(FrameMotions):
-    """One twist a frame (BARF)."""
+    """One twist a frame (BARF), told by what rough poses may be wrong in."""
 
-    def __init__(self, frames: int, *, translation_share: float = 1.0):
-        super().__init__(translation_share)
-        self.twist = nn.Parameter(torch.zeros(frames, 6))
+    def __init__(self, frames: int, errors: MotionErrors):
+        super().__init__(errors)
+        self.moves = nn.Parameter(torch.zeros(frames, 6))
+
+    @property
+    def numbers(self) -> Tensor:
+        """The motions (K, 6) in deviations of the rough poses' errors."""
+        return circling(self.moves, self.errors)
 
     def ray_motions(
         self, frames: Tensor, plane: Tensor, directions: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Give every ray of a frame the frame's own motion, which is rigid."""
-        twists = self.units * self.twist[frames]
+        numbers = self.numbers
+        twists = self.errors.twists(numbers)[frames]
         motion = se3_exp(twists)[:, None].expand(-1, plane.shape[1], 4, 4)
-        return motion, twists.new_zeros(()), twists
+        return motion, motion.new_zeros(()), numbers, twists
 
     def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
         """Give the motion of each frame."""
-        return se3_exp(self.units * self.twist)
+        return se3_exp(self.errors.twists(self.numbers))
+
+    @torch.no_grad()
+    def place(self, frames: Tensor, numbers: Tensor) -> None:
+        """Put frames (L,) where numbers (L, 6) say."""
+        self.moves[frames] = circling(numbers, self.errors, -1.0)
+
+    @torch.no_grad()
+    def begin_at(self, motions: Tensor, noise: Tensor) -> None:
+        """Begin near motions (K, 4, 4), which are off by `noise` (2,), scene units and radians."""
+        twists = se3_log(motions.double()).to(self.moves)
+        self.moves.copy_(circling(self.errors.likeliest(twists, noise), self.errors, -1.0))
 
 
 class WarpNetwork(nn.Module):
@@ -98,19 +127,20 @@ class WarpNetwork(nn.Module):
 class LocalWarps(FrameMotions):
     """A twist per ray by a shared network; a frame's motion is the closed-form fit (L2G-NeRF)."""
 
-    def __init__(self, frames: int, *, translation_share: float = 1.0, bfloat16: bool = False):
-        super().__init__(translation_share)
+    def __init__(self, frames: int, errors: MotionErrors, *, bfloat16: bool = False):
+        super().__init__(errors)
         self.network, self.bfloat16 = WarpNetwork(frames, 6), bfloat16
 
     def ray_motions(
         self, frames: Tensor, plane: Tensor, directions: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Warp each ray; the departure is that of the rays' points from the best rigid motion."""
         twists = self._twists(frames, plane)
         motion = se3_exp(twists)
         rigid, source, warped = _fit(motion, directions)
         departure = (warped - transform_points(rigid, source)).square().sum(-1).mean()
-        return motion, departure, twists.mean(1)
+        whole = twists.mean(1)
+        return motion, departure, whole / self.errors.units, whole
 
     def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
         """Fit the rigid motion of each frame to the warp of its rays."""
@@ -119,7 +149,45 @@ class LocalWarps(FrameMotions):
 
     def _twists(self, frames: Tensor, plane: Tensor) -> Tensor:
         with torch.autocast(plane.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.units * self.network(frames, plane)
+            moves = self.network(frames, plane)
+        return self.errors.units * circling(HEAD_UNIT * moves, self.errors)
+
+
+class WarpsThenTwists(FrameMotions):
+    """Warps until `settle` is called; from then on frames move by twists that begin at the fits.
+
+    As if the weight of rigidity grew without bound. The published method keeps its warps.
+    """
+
+    def __init__(self, warps: LocalWarps, twists: FrameTwists):
+        super().__init__(warps.errors)
+        self.warps, self.twists = warps, twists
+        self.register_buffer('settled', torch.tensor(False))
+
+    @property
+    def current(self) -> FrameMotions:
+        """What moves the frames now."""
+        return self.twists if self.settled else self.warps
+
+    def ray_motions(
+        self, frames: Tensor, plane: Tensor, directions: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Move rays as the current motions do."""
+        return self.current.ray_motions(frames, plane, directions)
+
+    def frame_motions(self, plane: Tensor, directions: Tensor) -> Tensor:
+        """Move frames as the current motions do."""
+        return self.current.frame_motions(plane, directions)
+
+    @torch.no_grad()
+    def settle(self, plane: Tensor, directions: Tensor, noise: Tensor) -> None:
+        """Hand over to twists, by a grid of each frame's pixels as `frame_motions` takes it.
+
+        noise: (2,), of the fits, scene units and radians: rough poses are weighed against it.
+        """
+        if not self.settled:
+            self.twists.begin_at(self.warps.frame_motions(plane, directions), noise)
+            self.settled.fill_(True)
 
 
 def _fit(motion: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,14 @@
 
 `l2g` is L2G-NeRF (Chen et al., CVPR 2023): a network warps each ray by itself, and the pose of a
 frame is the closed-form rigid fit of its rays. `barf` is BARF (Lin et al., ICCV 2021): one twist
-per frame. Field, coarse-to-fine schedule, blur and rays of a step are the same for both.
+per frame. Field, coarse-to-fine schedule, blur, rays of a step and what is known of the rough
+poses are the same for both.
+
+Where this departs from the papers: warps are for finding the way, and once they have, frames move
+as a whole from the fits on (`rigid_from`), which is more exact. Motions are counted in deviations
+of the rough poses' errors, those of odometry along its way, and weighed against them. A shift goes
+around what lies ahead (`circling`), so that it is told from a turn. A turn that all cameras have
+in common is left to the rough poses.
 """
 
 from collections.abc import Callable
@@ -13,91 +20,50 @@ import math
 from pathlib import Path
 
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.errors import DataError
 from nerfmatch_ros.geometry.pose import pose_distance
 from nerfmatch_ros.geometry.similarity import Similarity
 from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping.checkpoint import load_checkpoint, save_checkpoint
 from nerfmatch_ros.mapping.field_loss import exposure_loss
-from nerfmatch_ros.mapping.frame_motions import FrameMotions, FrameTwists, LocalWarps
+from nerfmatch_ros.mapping.frame_motions import (
+    FrameMotions,
+    FrameTwists,
+    LocalWarps,
+    WarpsThenTwists,
+)
+from nerfmatch_ros.mapping.lost_frames import FrameErrors, places_of_lost
+from nerfmatch_ros.mapping.motion_errors import (
+    CommonTurn,
+    errors_of,
+    MotionErrors,
+    SeparateErrors,
+)
+from nerfmatch_ros.mapping.pose_prior import PosePrior
+from nerfmatch_ros.mapping.pose_registration_config import detail_at, PoseRegistrationConfig
 from nerfmatch_ros.mapping.ray_lens import RayLens
 from nerfmatch_ros.mapping.registration_pixels import RegistrationPixels
 from nerfmatch_ros.mapping.training_clock import TrainingClock
 from nerfmatch_ros.mapping.training_pixels import PixelSize
 from nerfmatch_ros.radiance_field.field import RadianceField
-from nerfmatch_ros.radiance_field.grid_field import GridField, GridFieldConfig
+from nerfmatch_ros.radiance_field.grid_field import GridField
 from nerfmatch_ros.radiance_field.renderer import render_rays
 from nerfmatch_ros.radiance_field.scene_frame import fit_scene_frame, frustum_frame, SceneFrame
-from nerfmatch_ros.scene_map import FieldConfig
 import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.nn.functional import mse_loss
 
-METHODS = ('l2g', 'barf')
 CHECKPOINT_STEPS = 250
 FIT_GRID = (12, 16)  # rows and columns of the rays that a frame's pose is fitted to
-BLUR_STAGES = 8  # in which the photographs become sharp
 FIELD_WARMUP = 50  # steps in which the field's learning rates rise
 POSE_WARMUP = 0.02  # progress in which those of the poses do
+FIT_PIXELS = 2.0  # that the fits of warps are off by when frames become rigid, at a depth of 1
+RETRY_AFTER = (0.0, 0.1, 0.2)  # progress since frames became rigid
+MOST_BLUR = 6.0  # pixels; more of it leaves nothing to see in a photograph of 160
+ROUGH = (0.05, math.radians(3))  # metres, radians; deviations where nothing else is known
 # Without known depths: scene units, of which one is three times the spread of the cameras.
 GUESSED_NEAR, GUESSED_FAR = 0.1, 4.0
-
-
-@dataclass(frozen=True)
-class PoseRegistrationConfig:
-    """How poses are registered; the defaults are for a CPU."""
-
-    method: str = 'l2g'  # 'l2g': a warp per ray, closed-form poses; 'barf': a twist per frame
-    steps: int = 6000  # at most; the minutes may end it first
-    rays: int = 1024  # of a step, shared evenly by its frames
-    frames: int = 160  # photographs in a step, at most
-    longest_side: int = 160  # photographs are reduced to this, pixels
-    depth_range: tuple[float, float] | None = None  # metres that cameras see; None: guessed
-    blur: float = 3.0  # of the photographs at first, pixels when reduced (standard deviation)
-    final_blur: float = 1.0  # of the same at the end
-    first_detail: float = 0.3  # share of the encoding that is open at first
-    ramp: tuple[float, float] = (0.3, 0.8)  # progress in which it opens and the blur ends
-    still: float = 0.08  # progress before the poses begin to move
-    table_rate: float = 1e-2  # learning rate of hash tables
-    network_rate: float = 3e-3  # of the field's networks
-    field_final_rate: float = 0.1  # share of both at the end
-    warp_rate: float = 3e-4  # of the warp network (l2g)
-    twist_rate: float = 1e-3  # of the twists (barf), scene units and radians
-    lens_rate: float = 1e-3  # of what the calibration leaves of the lens, k1 and k2
-    translation_share: float = 0.3  # scene units that poses move by where they turn a radian
-    pose_final_rate: float = 0.1  # share of either at the end
-    rigidity: float = 1e2  # weight of how far a frame's rays depart from one motion (l2g)
-    # How far rough poses are thought to be off (standard deviations of each axis, metres and
-    # degrees), and the weight of that: it holds what photographs hardly tell, such as a turn of
-    # all cameras, which is like a shift of their principal point.
-    prior: tuple[float, float] = (0.05, 3.0)
-    prior_weight: float = 1e-4
-    opacity_weight: float = 1e-3
-    exposure: bool = True  # each photograph has its own gain and offset, or appearance
-    bfloat16: bool = True  # matrix products in half the time
-    seed: int = 0
-    field: FieldConfig = FieldConfig(grid=GridFieldConfig(
-        levels=6, finest=384, log2_entries=16, octaves=4, depth=2, samples=16, guide_samples=64,
-        guide_cells=64))
-
-    def __post_init__(self):
-        """Refuse what registers nothing."""
-        if self.method not in METHODS:
-            raise ConfigError(f"registration '{self.method}' is unknown; use l2g or barf")
-        for name, least in (('rays', 1), ('frames', 1), ('longest_side', 16), ('blur', 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f'registration.{name} is {getattr(self, name)}; '
-                                  f'give at least {least}')
-        if not 0 <= self.ramp[0] < self.ramp[1] <= 1:
-            raise ConfigError(f'registration.ramp is {self.ramp}; give two increasing shares of '
-                              'the training, from 0 to 1')
-        if not 0 <= self.first_detail <= 1:
-            raise ConfigError(f'registration.first_detail is {self.first_detail:g}; '
-                              'give a share from 0 to 1')
-        if self.depth_range is not None and not 0 < self.depth_range[0] < self.depth_range[1]:
-            raise ConfigError(f'registration.depth_range is {self.depth_range}; give two '
-                              'increasing positive numbers of metres')
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +80,19 @@ class FieldRegistration:
 class _Registration(nn.Module):
     """Field, motions and lenses: what is learned together, and what a checkpoint holds."""
 
-    def __init__(self, field: RadianceField, motions: FrameMotions, lens: RayLens):
+    def __init__(self, field: RadianceField, motions: FrameMotions, lens: RayLens,
+                 common_turn: CommonTurn):
         super().__init__()
         self.field, self.motions, self.lens = field, motions, lens
+        self.common_turn = common_turn
+        self.register_buffer('retries', torch.tensor(0))
 
 
 def register_by_field(
     images: list[PosedImage], rough: np.ndarray, config: PoseRegistrationConfig, *,
     checkpoint: Path, device: torch.device | str = 'cpu', minutes: float | None = None,
     report: Callable[[float, dict], None] = lambda progress, numbers: None,
-    frame: SceneFrame | None = None,
+    frame: SceneFrame | None = None, prior: PosePrior | None = None,
 ) -> FieldRegistration:
     """Mend the poses of photographs while a field learns what they show.
 
@@ -131,7 +100,9 @@ def register_by_field(
     themselves are not looked at. minutes: of wall clock, at most. checkpoint: an interrupted
     registration goes on from there; it stays for the caller to delete. report: called with the
     progress in [0, 1] and {'psnr': dB of recent steps}. frame: the part of space to fill, in the
-    rough poses' frame; without it one is guessed from the cameras' places.
+    rough poses' frame; without it one is guessed from the cameras' places. prior: how wrong the
+    rough poses may be; its own poses are looked at for the way of odometry only. Without it they
+    are taken for off by 5 cm and 3 degrees along and about each axis.
 
     The photographs say nothing about where the whole lies and how large it is. So the result is
     put back to where the rough poses were, by the robust similarity between the centres.
@@ -142,9 +113,14 @@ def register_by_field(
                         'registered; give at least three images and a pose (4, 4) of each')
     torch.manual_seed(config.seed)
     frame = guess_frame(images, rough, config) if frame is None else frame
+    errors = errors_of(prior or PosePrior(rough, *ROUGH), frame.scene_from_map.scale)
+    if config.blur is None:
+        off = math.degrees(errors.deviations[1].item())
+        config = replace(config, blur=min(max(off, config.final_blur), MOST_BLUR))
     pixels = RegistrationPixels(images, PixelSize(config.longest_side), device)
-    both = _Registration(config.field.make(len(images)), _motions(len(images), config),
-                         RayLens(pixels.cameras)).to(device)
+    both = _Registration(config.field.make(len(images)), _motions(len(images), errors, config),
+                         RayLens(pixels.cameras),
+                         CommonTurn(rough, frame.scene_from_map.scale)).to(device)
     optimizer = _optimizer(both, config)
     clock = TrainingClock(steps=config.steps, minutes=minutes)
     load_checkpoint(checkpoint, both, optimizer, clock)
@@ -156,11 +132,11 @@ def register_by_field(
                       'lens': both.lens.terms.tolist()})
 
 
-def _motions(frames: int, config: PoseRegistrationConfig) -> FrameMotions:
+def _motions(frames: int, errors: MotionErrors, config: PoseRegistrationConfig) -> FrameMotions:
     if config.method == 'barf':
-        return FrameTwists(frames, translation_share=config.translation_share)
-    return LocalWarps(frames, translation_share=config.translation_share,
-                      bfloat16=config.bfloat16)
+        return FrameTwists(frames, errors)
+    return WarpsThenTwists(LocalWarps(frames, errors, bfloat16=config.bfloat16),
+                           FrameTwists(frames, errors))
 
 
 def guess_frame(
@@ -184,13 +160,16 @@ def _optimizer(both: _Registration, config: PoseRegistrationConfig) -> torch.opt
     field = list(both.field.named_parameters())
     tables = [value for name, value in field if name.endswith('table')]
     others = [value for name, value in field if not name.endswith('table')]
-    rate = config.warp_rate if config.method == 'l2g' else config.twist_rate
     slow = {'betas': (0.9, 0.999), 'eps': 1e-8}
+    motions = list(both.motions.named_parameters())
     groups = [
-        {'params': list(both.motions.parameters()), 'lr': rate, **slow},
-        {'params': list(both.lens.parameters()), 'lr': config.lens_rate, **slow},
-        {'params': others, 'lr': config.network_rate},
-        {'params': tables, 'lr': config.table_rate}]
+        {'params': [value for name, value in motions if not name.endswith('moves')],
+         'lr': config.warp_rate, 'kind': 'warps', **slow},
+        {'params': [value for name, value in motions if name.endswith('moves')],
+         'lr': config.twist_rate, 'kind': 'twists', **slow},
+        {'params': list(both.lens.parameters()), 'lr': config.lens_rate, 'kind': 'lens', **slow},
+        {'params': others, 'lr': config.network_rate, 'kind': 'field'},
+        {'params': tables, 'lr': config.table_rate, 'kind': 'field'}]
     groups = [group for group in groups if group['params']]
     for group in groups:
         group['first_rate'] = group['lr']
@@ -198,25 +177,19 @@ def _optimizer(both: _Registration, config: PoseRegistrationConfig) -> torch.opt
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, config, clock: TrainingClock) -> None:
-    """Set the learning rates of this step; the first groups are those of poses and lenses."""
+    """Set the learning rates of this step."""
     progress = clock.progress
-    for k, group in enumerate(optimizer.param_groups):
-        if k < 2:
-            share = min(1.0, max(0.0, (progress - config.still) / POSE_WARMUP))
-            share *= config.pose_final_rate ** progress
-        else:
+    for group in optimizer.param_groups:
+        if group['kind'] == 'field':
             share = min(1.0, (clock.step + 1) / FIELD_WARMUP)
             share *= config.field_final_rate ** progress
+        else:
+            begun = config.still
+            if group['kind'] == 'twists' and config.method == 'l2g':
+                begun = max(begun, config.rigid_from)
+            share = min(1.0, max(0.0, (progress - begun) / POSE_WARMUP))
+            share *= config.pose_final_rate ** progress
         group['lr'] = share * group['first_rate']
-
-
-def detail_at(progress: float, config: PoseRegistrationConfig) -> tuple[float, float]:
-    """Give the share of the encoding that is open, and the blur in pixels, at this progress."""
-    start, end = config.ramp
-    done = min(max((progress - start) / (end - start), 0.0), 1.0)
-    blur = config.blur + (config.final_blur - config.blur) * (
-        math.floor(done * BLUR_STAGES) / BLUR_STAGES)
-    return config.first_detail + (1 - config.first_detail) * done, blur
 
 
 def _learn(
@@ -229,6 +202,13 @@ def _learn(
     smoothed = None
     while clock.running:
         _set_rates(optimizer, config, clock)
+        if config.method == 'l2g' and clock.progress >= config.rigid_from:
+            noise = torch.full((2,), FIT_PIXELS * pixels.pixel_angle, device=pixels.device)
+            both.motions.settle(*_fit_grid(both, pixels), noise)
+        if both.retries < len(RETRY_AFTER) \
+                and clock.progress >= config.rigid_from + RETRY_AFTER[both.retries]:
+            both.retries += 1
+            _retry_lost(both, clock, pixels, rough, frame, config)
         generator.manual_seed(config.seed * 1_000_003 + clock.step)
         loss, error = _step_loss(both, clock, pixels, rough, frame, config, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -248,6 +228,23 @@ def _learn(
     return math.nan if smoothed is None else _decibels(smoothed)
 
 
+@torch.no_grad()
+def _retry_lost(
+    both: _Registration, clock: TrainingClock, pixels: RegistrationPixels, rough: Tensor,
+    frame: SceneFrame, config: PoseRegistrationConfig,
+) -> None:
+    """Put frames that were lost where others show that they belong."""
+    motions, errors = both.motions, both.motions.errors
+    if not isinstance(errors, SeparateErrors):
+        return  # poses of odometry are never lost one by one
+    both.field.detail, blur = detail_at(clock.progress, config)
+    shown = FrameErrors(both.field, frame, pixels, both.lens, blur, config)
+    moved = _moved(rough, motions.frame_motions(*_fit_grid(both, pixels)), frame)
+    lost, numbers = places_of_lost(rough, moved, errors, frame.scene_from_map.scale, config.lost,
+                                   config.prior_weight, shown)
+    (motions.twists if config.method == 'l2g' else motions).place(lost, numbers)
+
+
 def _step_loss(
     both: _Registration, clock: TrainingClock, pixels: RegistrationPixels, rough: Tensor,
     frame: SceneFrame, config: PoseRegistrationConfig, generator: torch.Generator,
@@ -258,7 +255,8 @@ def _step_loss(
     frames = min(config.frames, len(pixels))
     drawn = pixels.draw(frames, max(config.rays // frames, 4), generator, blur=blur)
     directions = both.lens(drawn.frames, drawn.directions)
-    motion, departure, twists = both.motions.ray_motions(drawn.frames, drawn.plane, directions)
+    motion, departure, numbers, twists = both.motions.ray_motions(
+        drawn.frames, drawn.plane, directions)
     poses = _moved(rough[drawn.frames][:, None], motion, frame).flatten(0, 1)
     index = drawn.frames.repeat_interleave(drawn.plane.shape[1]) if config.exposure else None
     rays = frame.rays(poses, directions.flatten(0, 1), pixels.pixel_angle, index)
@@ -268,8 +266,12 @@ def _step_loss(
         field.update_guide(*field.guide_entries(rays, rendered.edges, rendered.density), 0.05)
     colour = drawn.colour.flatten(0, 1)
     photometric = mse_loss(rendered.colour, colour)
+    weight = config.prior_weight if isinstance(both.motions.errors, SeparateErrors) \
+        else config.odometry_weight
+    turn = both.common_turn(drawn.frames, twists) / both.motions.errors.deviations[1]
     loss = photometric + config.rigidity * departure \
-        + config.prior_weight * (_prior_loss(twists, config, frame) + both.lens.prior_loss())
+        + config.common_weight * turn.square().sum() \
+        + weight * numbers.square().sum(-1).mean() + config.lens_weight * both.lens.prior_loss()
     if rendered.proposal_colour is not None:
         loss = loss + mse_loss(rendered.proposal_colour, colour)
     # No distortion loss: it is less where all is near, and nothing holds the scale of the whole.
@@ -277,14 +279,6 @@ def _step_loss(
         loss = loss + exposure_loss(field.exposure)
     loss = loss + config.opacity_weight * ((1 - rendered.opacity) ** 2).mean()
     return loss, photometric.item()
-
-
-def _prior_loss(twists: Tensor, config: PoseRegistrationConfig, frame: SceneFrame) -> Tensor:
-    """Mean over frames of the squared motion (B, 6) in standard deviations of the rough poses."""
-    metres, degrees = config.prior
-    deviations = twists.new_tensor(
-        [metres * frame.scene_from_map.scale] * 3 + [math.radians(degrees)] * 3)
-    return (twists / deviations).square().sum(-1).mean()
 
 
 def _moved(poses: Tensor, motions: Tensor, frame: SceneFrame) -> Tensor:
@@ -299,10 +293,16 @@ def registered_poses(
     both: _Registration, pixels: RegistrationPixels, rough: np.ndarray, frame: SceneFrame,
 ) -> np.ndarray:
     """Give the poses (K, 4, 4) float64 that the motions make of the rough ones."""
-    plane, directions = pixels.grid(*FIT_GRID)
-    directions = both.lens(torch.arange(len(pixels), device=pixels.device), directions)
-    found = both.motions.frame_motions(plane, directions).cpu().double()
+    found = both.motions.frame_motions(*_fit_grid(both, pixels)).cpu().double()
     return _moved(torch.from_numpy(rough), found, frame).numpy()
+
+
+@torch.no_grad()
+def _fit_grid(both: _Registration, pixels: RegistrationPixels) -> tuple[Tensor, Tensor]:
+    """Give the pixels that poses are fitted to: plane (K, P, 2), directions (K, P, 3)."""
+    plane, directions = pixels.grid(*FIT_GRID)
+    frames = torch.arange(len(pixels), device=pixels.device)
+    return plane, both.lens(frames, directions)
 
 
 def _put_back(

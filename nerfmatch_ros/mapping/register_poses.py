@@ -24,7 +24,8 @@ from nerfmatch_ros.geometry.trajectory_alignment import align_trajectories
 from nerfmatch_ros.mapping.consistent_poses import make_consistent
 from nerfmatch_ros.mapping.pose_adjustment import ConsistencyConfig
 from nerfmatch_ros.mapping.pose_prior import PosePrior
-from nerfmatch_ros.mapping.pose_registration import PoseRegistrationConfig, register_by_field
+from nerfmatch_ros.mapping.pose_registration import register_by_field
+from nerfmatch_ros.mapping.pose_registration_config import PoseRegistrationConfig
 import numpy as np
 import torch
 
@@ -112,17 +113,15 @@ def _run(
     report: Callable[[float, dict], None],
 ) -> tuple[np.ndarray, dict]:
     """Give poses (K, 4, 4) after a step, and what is worth telling of it."""
+    prior = PosePrior(given, config.translation, math.radians(config.rotation),
+                      config.odometry, in_order(images))
     if step == 'features':
-        prior = PosePrior(given, config.translation, math.radians(config.rotation),
-                          config.odometry, in_order(images))
         found = make_consistent(images, prior, start=poses, config=config.features,
                                 report=report)
     else:
         found = register_by_field(
-            images, poses, replace(config.field, method=step,
-                                   prior=(config.translation, config.rotation)),
-            device=device, minutes=minutes,
-            checkpoint=work / f'registration_{step}.checkpoint', report=report)
+            images, poses, replace(config.field, method=step), prior=prior, device=device,
+            minutes=minutes, checkpoint=work / f'registration_{step}.checkpoint', report=report)
     return found.poses, {**found.numbers, **_moved(poses, found.poses)}
 
 
