@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import json
 from pathlib import Path
 import time
-from typing import Any
 
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
@@ -94,16 +93,10 @@ def bench_scene_geometry(
     named = {name: variant_named(name).of(training) for name in variants}
     report = {'train': len(train), 'test': len(test), 'minutes': minutes, 'results': {}}
     for name, config in named.items():
-        folder = output / name.replace(' ', '_').replace('/', '_')
-        path = folder / 'result.json'
-        if not path.exists():
-            say(name)
-            _, result = _trained_and_measured(train, test, config, folder, device, minutes)
-            write_text(path, json.dumps(result))
-        report['results'][name] = result = json.loads(path.read_text(encoding='utf-8'))
-        if result['training'] != to_dict(config):
-            raise DataError(f'{path} was trained otherwise than asked for now; give another '
-                            '--output or delete it')
+        say(name)
+        report['results'][name] = _Trial(
+            train, config, output / name.replace(' ', '_').replace('/', '_'), device,
+            minutes).figures(test)
     write_text(output / 'scene_geometry.json', json.dumps(report, indent=1) + '\n')
     return report
 
@@ -116,23 +109,28 @@ def bench_positions(
     """
     Learn poses of known photographs, then the positions of new ones; measure before and after.
 
-    test: posed photographs of neither. What is finished in `output` is kept; the report is also
-    in `output/positions.json`.
+    Beside that the known ones are learned for as many steps more, which tells what the positions
+    add. test: posed photographs of neither. What is finished in `output` is kept; the report is
+    also in `output/positions.json`.
     """
-    path = output / 'positions.json'
-    if not path.exists():
-        say('poses of the known photographs')
-        start, before = _trained_and_measured(
-            known, test, training, output / 'known', device, minutes)
-        say('positions of the new ones')
-        further = replace(training, labels='position', rate=GOING_ON_RATE * training.rate)
-        _, after = _trained_and_measured(
-            new, test, further, output / 'positions', device, minutes, start=start, anchors=known)
-        write_text(path, json.dumps({
-            'train': f'{len(known)} with poses, {len(new)} with positions', 'test': len(test),
-            'minutes': minutes, 'results': {'poses of the known': before,
-                                            '+ positions of the new': after}}, indent=1) + '\n')
-    return json.loads(path.read_text(encoding='utf-8'))
+    further = replace(training, rate=GOING_ON_RATE * training.rate)
+    before = _Trial(known, training, output / 'known', device, minutes)
+    trials = {
+        'poses of the known': before,
+        '+ more steps with these': _Trial(
+            known, further, output / 'longer', device, minutes, before),
+        '+ positions of the new': _Trial(
+            new, replace(further, labels='position'), output / 'positions', device, minutes,
+            before, known)}
+    results = {}
+    for name, trial in trials.items():
+        say(name)
+        results[name] = trial.figures(test)
+    report = {
+        'train': f'{len(known)} with poses, {len(new)} with positions', 'test': len(test),
+        'minutes': minutes, 'results': results}
+    write_text(output / 'positions.json', json.dumps(report, indent=1) + '\n')
+    return report
 
 
 def parted(
@@ -151,24 +149,52 @@ def parted(
     return known, new, [image for image in images[place:] if image.split == 'test']
 
 
-def _trained_and_measured(
-    train: Sequence[PosedImage], test: Sequence[PosedImage], config: SceneGeometryTraining,
-    folder: Path, device: str, minutes: float | None, **options: Any,
-) -> tuple[SceneGeometry, dict]:
-    """Give the network of one variant, and its figures; options: of the training."""
-    folder.mkdir(parents=True, exist_ok=True)
-    steps, began = [0], time.process_time()
+@dataclass(frozen=True)
+class _Trial:
+    """One training in a folder that keeps its state and its figures."""
 
-    def count(progress: float, numbers: dict) -> None:
-        steps[0] = numbers['step']
+    images: Sequence[PosedImage]
+    config: SceneGeometryTraining
+    folder: Path
+    device: str
+    minutes: float | None
+    start: '_Trial | None' = None  # whose network this one goes on from
+    anchors: Sequence[PosedImage] = ()
 
-    network = train_scene_geometry(
-        train, config, checkpoint=folder / 'checkpoint', minutes=minutes, device=device,
-        report=count, **options)
-    seconds = time.process_time() - began
-    return network, {
-        **measured(network, test), 'steps': steps[0], 'cpu_seconds': seconds,
-        'parameters': sum(p.numel() for p in network.parameters()), 'training': to_dict(config)}
+    def network(
+        self, report: Callable[[float, dict], None] = lambda progress, numbers: None,
+    ) -> SceneGeometry:
+        """Train it, or go on with what is in the folder; at once where that is finished."""
+        start = None if self.start is None else self.start.network()
+        return train_scene_geometry(
+            self.images, self.config, start=start, anchors=self.anchors,
+            checkpoint=self.folder / 'checkpoint', minutes=self.minutes, device=self.device,
+            report=report)
+
+    def figures(self, test: Sequence[PosedImage]) -> dict:
+        """Give the figures in the folder, or find them; DataError for those of another training.
+
+        CPU seconds are those of this run of the program.
+        """
+        path, steps = self.folder / 'result.json', [0]
+
+        def count(progress: float, numbers: dict) -> None:
+            steps[0] = numbers['step']
+
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            began = time.process_time()
+            network = self.network(count)
+            seconds = time.process_time() - began
+            write_text(path, json.dumps({
+                **measured(network, test), 'steps': steps[0], 'cpu_seconds': seconds,
+                'parameters': sum(p.numel() for p in network.parameters()),
+                'training': to_dict(self.config)}))
+        result = json.loads(path.read_text(encoding='utf-8'))
+        if result['training'] != to_dict(self.config):
+            raise DataError(f'{path} was trained otherwise than asked for now; give another '
+                            '--output or delete it')
+        return result
 
 
 def measured(network: SceneGeometry, test: Sequence[PosedImage]) -> dict:

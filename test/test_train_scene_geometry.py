@@ -52,6 +52,16 @@ def test_a_training_that_was_killed_ends_as_it_would_have(images, tmp_path, monk
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
+def test_a_finished_training_is_not_done_again(images, tmp_path):
+    once = train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'state')
+    seen = []
+    again = train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'state',
+                                 report=lambda progress, numbers: seen.append(numbers))
+    assert seen == [{'step': CONFIG.steps}]
+    for name, value in once.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, msg=name)
+
+
 def _then(first, second):
     def both(*arguments, **named):
         first(*arguments, **named)

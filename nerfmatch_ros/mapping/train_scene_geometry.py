@@ -107,6 +107,7 @@ def train_scene_geometry(
         if clock.step % CHECKPOINT_STEPS == 0:
             save_checkpoint(checkpoint, both, optimizer, clock)
             clock.pause()
+    save_checkpoint(checkpoint, both, optimizer, clock)  # so that it need not end twice
     report(1.0, {**smoothed, 'step': clock.step})
     return both['average'].eval().requires_grad_(False)
 
