@@ -5,8 +5,8 @@ import shutil
 
 from nerfmatch_ros import cli
 from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
-from nerfmatch_ros.errors import ConfigError
-from nerfmatch_ros.mapping import rendered_views
+from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.mapping import map_scene_geometry, rendered_views
 from nerfmatch_ros.mapping.calibrate_scene_geometry import GeometryCalibrationConfig
 from nerfmatch_ros.mapping.map_scene_geometry import train_for_map
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining
@@ -19,6 +19,10 @@ import torch
 TRAINING = SceneGeometryTraining(
     network=SceneGeometryConfig(channels=16, width=16, longest_side=64), steps=3, batch=2)
 QUICK = GeometryCalibrationConfig(variations=1)
+
+
+class Killed(BaseException):
+    """Ends a training as a kill would."""
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +53,7 @@ def test_a_map_gets_scene_geometry_and_nothing_else_changes(taught, tiny_map):
     assert old.scene_geometry is None and new.scene_geometry is not None
     torch.testing.assert_close(new.words, old.words)
     assert figures['images'] + figures['held_out'] == 12 and figures['held_out'] > 0
-    assert not list(folder.parent.glob('*.checkpoint'))
+    assert [path.name for path in folder.parent.iterdir()] == ['map']
 
 
 def test_positions_alone_carry_it_on_whatever_the_orientations_say(copied, images, tmp_path):
@@ -65,6 +69,23 @@ def test_positions_alone_carry_it_on_whatever_the_orientations_say(copied, image
                        'labels': 'position', 'went_on': True}
     torch.testing.assert_close(weights_of(copied), weights_of(other))
     assert not torch.equal(weights_of(copied), before)
+
+
+def test_what_is_unfinished_goes_on_with_the_same_photographs_alone(copied, images, monkeypatch):
+    train = map_scene_geometry.train_scene_geometry
+
+    def killed(*arguments, checkpoint, **options):
+        train(*arguments, checkpoint=checkpoint, **options)
+        assert checkpoint.exists()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(map_scene_geometry, 'train_scene_geometry', killed)
+        train_for_map(copied, images, TRAINING, calibration=QUICK)
+    with pytest.raises(DataError, match='unfinished build of other photographs'):
+        train_for_map(copied, images[:-1], TRAINING, calibration=QUICK)
+    train_for_map(copied, images, TRAINING, calibration=QUICK)
+    assert [path.name for path in copied.parent.iterdir()] == ['map']
 
 
 def test_what_was_measured_stays_where_positions_cannot_measure(copied, images):

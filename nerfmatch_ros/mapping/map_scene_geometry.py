@@ -7,13 +7,17 @@ Localization", RA-L 2023, arXiv 2312.02029, fine-tuning with partial labels).
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+import json
 import logging
 from pathlib import Path
+import shutil
 
+from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.data.working_image import working_focal, working_view
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.localization.render_views import default_camera
+from nerfmatch_ros.mapping.build_folder import describe_image, mark_of, mark_work_folder
 from nerfmatch_ros.mapping.calibrate_scene_geometry import (
     calibrate_scene_geometry,
     GeometryCalibrationConfig,
@@ -25,6 +29,7 @@ from nerfmatch_ros.scene_map import SceneMap, store_scene_geometry
 
 LOG = logging.getLogger(__name__)
 GOING_ON_RATE = 0.25  # of the learning rate of a new network
+CHECKPOINT = 'scene_geometry.checkpoint'  # in the folder of what is unfinished
 _MOST_HELD_OUT = 12
 Report = Callable[[float, dict], None]
 
@@ -41,8 +46,9 @@ def train_for_map(
     learned beside those. go_on: from the network that the map has, as labels 'position' always
     do. rendered: views of the field from new places, with depth, that are learned as well, which
     the paper does not do; losses.points says how much their points count. An interrupted training
-    goes on from a file beside the map. Gives figures. Raises ConfigError for a map without the
-    network to go on from, MapError for what is no map.
+    goes on from a folder beside the map, which is refused to other photographs or options. Gives
+    figures. Raises ConfigError for a map without the network to go on from, MapError for what is
+    no map, DataError where the training of other photographs is unfinished.
     """
     scene_map = SceneMap.load(folder)
     go_on = go_on or training.labels == 'position'
@@ -63,11 +69,16 @@ def train_for_map(
         anchors = [*anchors, *views]
     else:
         images = [*images, *views]
-    checkpoint = Path(folder).resolve().with_name(Path(folder).resolve().name
-                                                  + '.scene_geometry.checkpoint')
+    work = Path(folder).resolve()
+    work = work.with_name(work.name + '.scene_geometry.build')
+    if work.exists() and not (work / CHECKPOINT).exists():
+        shutil.rmtree(work)  # nothing in it could be lost
+    mark_work_folder(work, mark_of(json.dumps([
+        scene_map.sha256, to_dict(training), go_on, rendered, minutes,
+        *([describe_image(image) for image in given] for given in (images, anchors))])))
     network = train_scene_geometry(
-        images, training, start=start, anchors=anchors, checkpoint=checkpoint, minutes=minutes,
-        device=device, report=report)
+        images, training, start=start, anchors=anchors, checkpoint=work / CHECKPOINT,
+        minutes=minutes, device=device, report=report)
     measured = scene_map.scene_geometry_calibration if start is not None else {}
     try:
         measured = calibrate_scene_geometry(network, held, calibration).to_dict()
@@ -76,7 +87,7 @@ def train_for_map(
                     'poses that only look right may pass' if not measured
                     else 'keeps what was measured before', error)
     store_scene_geometry(folder, network, measured, scene_map.sha256)
-    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(work)
     return {'images': len(images), 'anchors': len(anchors), 'held_out': len(held),
             'rendered': len(views), 'labels': training.labels, 'went_on': start is not None}
 
