@@ -12,11 +12,12 @@ from nerfmatch_ros.localization.scene_geometry_localizer import SceneGeometryLoc
 from nerfmatch_ros.mapping import build_map as build_module
 from nerfmatch_ros.mapping import scene_geometry_stage
 from nerfmatch_ros.mapping.build_map import build_map, BuildConfig
+from nerfmatch_ros.mapping.calibrate_scene_geometry import GeometryCalibrationConfig
 from nerfmatch_ros.mapping.scene_geometry_stage import (
-    DESCRIPTION,
-    read_trained,
+    CALIBRATION,
     SceneGeometryStage,
-    train_and_calibrate,
+    train_stage,
+    with_scene_geometry,
 )
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining
 from nerfmatch_ros.mapping.update_map import UpdateStages
@@ -28,7 +29,7 @@ import torch
 
 SMALL = SceneGeometryStage(enabled=True, training=SceneGeometryTraining(
     network=SceneGeometryConfig(channels=16, width=16, longest_side=64), steps=40, batch=2,
-    rate=0.02, bfloat16=False))
+    rate=0.02, bfloat16=False), calibration=GeometryCalibrationConfig(new_views=2))
 
 
 class Killed(BaseException):
@@ -79,50 +80,59 @@ def test_an_update_drops_scene_geometry_that_does_not_know_what_is_new(folder):
     assert stages._as_built(12).localization.localizer == 'auto'
 
 
-def trained(images, work, held, monkeypatch=None, **changes):
-    train_and_calibrate(images, held, replace(SMALL, **changes), work=work, device='cpu',
-                        minutes=None, bar=lambda name: lambda done, numbers=None: None)
-    return read_trained(work, 'cpu')
+def silent(name):
+    return lambda done, numbers=None: None
 
 
-def test_what_is_held_out_is_never_trained_on_and_measured_with(images, tmp_path, monkeypatch):
+def trained(images, work, held):
+    train_stage(images, held, SMALL, work=work, device='cpu', minutes=None, bar=silent)
+
+
+def measured(folder, images, work, held):
+    """Give the map in a folder with the network and its calibration out of a work folder."""
+    return with_scene_geometry(SceneMap.load(folder), [images[k] for k in held], SMALL, work=work,
+                               bar=silent)
+
+
+def test_what_is_held_out_is_never_trained_on_and_measured_with(
+        folder, images, tmp_path, monkeypatch):
     seen = {}
 
     def train(photographs, *args, **options):
         seen['trained'] = [image.name for image in photographs]
         return original(photographs, *args, **options)
 
-    def measure(network, photographs, *args, **options):
+    def measure(scene_map, network, photographs, *args, **options):
         seen['measured'] = [image.name for image in photographs]
-        return calibrate(network, photographs, *args, **options)
+        return calibrate(scene_map, network, photographs, *args, **options)
 
     original = scene_geometry_stage.train_scene_geometry
-    calibrate = scene_geometry_stage.calibrate_scene_geometry
+    calibrate = scene_geometry_stage.calibrate_with_map
     monkeypatch.setattr(scene_geometry_stage, 'train_scene_geometry', train)
-    monkeypatch.setattr(scene_geometry_stage, 'calibrate_scene_geometry', measure)
+    monkeypatch.setattr(scene_geometry_stage, 'calibrate_with_map', measure)
     trained(images, tmp_path, [3, 4])
+    measured(folder, images, tmp_path, [3, 4])
     names = [image.name for image in images]
     assert seen == {'trained': names[:3] + names[5:], 'measured': names[3:5]}
 
 
-def test_a_stage_that_was_killed_while_measuring_ends_with_the_same_network(
-        images, tmp_path, monkeypatch):
-    whole = trained(images, tmp_path / 'whole', [3])
-    with monkeypatch.context() as patch:
-        patch.setattr(scene_geometry_stage, 'calibrate_scene_geometry', None)
-        with pytest.raises(TypeError):
-            trained(images, tmp_path / 'cut', [3])
-    assert not (tmp_path / 'cut' / DESCRIPTION).exists()
-    again = trained(images, tmp_path / 'cut', [3])
-    for name, value in whole['scene_geometry'].state_dict().items():
-        torch.testing.assert_close(again['scene_geometry'].state_dict()[name], value)
-    assert again['scene_geometry_calibration'] == whole['scene_geometry_calibration']
-    assert sorted(path.suffix for path in (tmp_path / 'cut').iterdir()) == [
-        '.json', '.safetensors']
+def test_stages_that_are_done_are_not_done_again(folder, images, tmp_path, monkeypatch):
+    trained(images, tmp_path, [3])
+    whole = measured(folder, images, tmp_path, [3])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'scene_geometry.json', 'scene_geometry.safetensors', CALIBRATION]
+    monkeypatch.setattr(scene_geometry_stage, 'train_scene_geometry', None)
+    monkeypatch.setattr(scene_geometry_stage, 'calibrate_with_map', None)
+    trained(images, tmp_path, [3])
+    again = measured(folder, images, tmp_path, [3])
+    for name, value in whole.scene_geometry.state_dict().items():
+        torch.testing.assert_close(again.scene_geometry.state_dict()[name], value)
+    assert again.scene_geometry_calibration == whole.scene_geometry_calibration != {}
 
 
-def test_without_held_out_photographs_there_is_no_calibration(images, tmp_path, caplog):
-    assert trained(images, tmp_path, [])['scene_geometry_calibration'] == {}
+def test_without_held_out_photographs_there_is_no_calibration(folder, images, tmp_path, caplog):
+    trained(images, tmp_path, [])
+    assert measured(folder, images, tmp_path, []).scene_geometry_calibration == {}
     assert 'not calibrated' in caplog.text
 
 

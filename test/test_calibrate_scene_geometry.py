@@ -60,6 +60,21 @@ def test_errors_of_independent_cells_need_no_larger_covariance(calibration):
     assert 1 <= calibration.covariance_scale < 3
 
 
+def test_what_new_places_show_gives_the_covariance(network, images):
+    """Seen from places that it does not know, the network errs by 20 cm."""
+    def misplaced(number, image):
+        pose = image.map_from_camera.copy()
+        pose[:3, 3] += np.random.default_rng(number).normal(size=3) * 0.2
+        return replace(image, map_from_camera=pose)
+
+    new = [misplaced(number, image) for number, image in enumerate(images[:4] * 5)]
+    alone = calibrate_scene_geometry(network, images[:4])
+    config = GeometryCalibrationConfig(limit_share=0.2)
+    told = calibrate_scene_geometry(network, images[:4], config, new_views=new)
+    assert alone.common_m < 0.05
+    assert 0.15 < told.common_m < 0.25
+
+
 def test_a_calibration_survives_its_file(calibration):
     assert GeometryCalibration.from_dict(calibration.to_dict()) == calibration
 
@@ -80,3 +95,5 @@ def test_a_network_cannot_be_measured_without_posed_photographs(network, images)
         calibrate_scene_geometry(network, [replace(images[0], map_from_camera=None)])
     with pytest.raises(ConfigError, match='limit_share'):
         GeometryCalibrationConfig(limit_share=0)
+    with pytest.raises(ConfigError, match='new_views'):
+        GeometryCalibrationConfig(new_views=-1)

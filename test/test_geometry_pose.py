@@ -3,7 +3,12 @@
 import math
 
 from nerfmatch_ros.geometry.pose import perturb, pose_difference, transform_points
-from nerfmatch_ros.localization.geometry_pose import pose_of_geometry, weighted_median
+from nerfmatch_ros.localization.geometry_pose import (
+    covariance_with,
+    pose_of_geometry,
+    weighted_median,
+)
+from nerfmatch_ros.localization.rigid_motion import difference
 import numpy as np
 import pytest
 import torch
@@ -53,6 +58,26 @@ def test_the_covariance_is_that_of_repeated_estimates(generator):
     true = np.cov(torch.stack(deltas).numpy().T)
     ratios = np.linalg.eigvals(np.linalg.solve(np.mean(predicted, axis=0), true)).real
     assert 0.75 < ratios.min() and ratios.max() < 1.33
+
+
+def test_the_covariance_of_what_cells_err_by_together_is_that_of_repeated_estimates(generator):
+    points, camera = seen(generator, 60)
+    weights = 0.2 + torch.rand(60, generator=generator, dtype=torch.float64)
+    middle = weights @ points / weights.sum()
+    exact = pose_of_geometry(points, camera, weights)
+    np.testing.assert_allclose(exact.middle, middle)
+    deltas = []
+    for _ in range(1000):  # all that is seen is shifted by 5 cm and turned by 0.02 rad
+        shift, turn = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+        moved = perturb(torch.eye(4, dtype=torch.float64),
+                        torch.cat((torch.zeros(3), 0.02 * turn)))
+        found = pose_of_geometry(transform_points(moved, points - middle) + middle + 0.05 * shift,
+                                 camera, weights)
+        deltas.append(difference(found.map_from_camera, exact.map_from_camera))
+    true = np.cov(np.array(deltas).T)
+    predicted = covariance_with(exact, 1.0, 0.05, 0.02)
+    ratios = np.linalg.eigvals(np.linalg.solve(predicted, true)).real
+    assert 0.8 < ratios.min() and ratios.max() < 1.25
 
 
 def test_evidence_grows_worse_with_noise(generator):

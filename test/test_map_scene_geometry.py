@@ -18,7 +18,7 @@ import torch
 
 TRAINING = SceneGeometryTraining(
     network=SceneGeometryConfig(channels=16, width=16, longest_side=64), steps=3, batch=2)
-QUICK = GeometryCalibrationConfig(variations=1)
+QUICK = GeometryCalibrationConfig(variations=1, new_views=1)
 
 
 class Killed(BaseException):

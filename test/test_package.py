@@ -6,6 +6,7 @@ from pathlib import Path
 import re
 import runpy
 import stat
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -34,6 +35,19 @@ def arguments():
         patch.setattr('setuptools.setup', lambda **arguments: given.update(arguments))
         runpy.run_path(str(ROOT / 'setup.py'))
     return given
+
+
+@pytest.mark.parametrize('given, expected', [(None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')])
+def test_threads_that_wait_leave_the_cores_to_others_unless_told(given, expected):
+    environment = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'}
+    if given:
+        environment['OMP_WAIT_POLICY'] = given
+    shown = subprocess.run(
+        [sys.executable, '-c',
+         'import nerfmatch_ros, os, sys\n'
+         'print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)'],
+        env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.split() == [expected, 'False']
 
 
 @pytest.fixture(scope='module')

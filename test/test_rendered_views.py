@@ -1,10 +1,13 @@
 """New views of a map's field: near the way of the photographs, with the depth that they show."""
 
+from types import SimpleNamespace
+
 from nerfmatch_ros.data.synthetic import default_camera
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.mapping import rendered_views
-from nerfmatch_ros.mapping.rendered_views import new_pose, render_new_views
+from nerfmatch_ros.mapping.rendered_views import new_pose, render_new_views, views_to_measure
 from nerfmatch_ros.radiance_field.renderer import render_view
+from nerfmatch_ros.scene_geometry import SceneGeometryConfig
 from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
 import pytest
@@ -53,3 +56,14 @@ def test_a_map_of_one_view_still_gives_poses():
 def test_a_negative_number_of_views_is_refused(scene_map):
     with pytest.raises(ConfigError, match='-1 rendered views'):
         render_new_views(scene_map, default_camera(64, 48), -1)
+
+
+def test_views_to_measure_with_are_none_that_a_training_saw(scene_map, monkeypatch):
+    monkeypatch.setattr(rendered_views, '_LEAST_KNOWN', 0.0)
+    network = SimpleNamespace(config=SceneGeometryConfig(longest_side=64))
+    measured = views_to_measure(scene_map, network, 2)
+    assert max(measured[0].camera.width, measured[0].camera.height) == 64
+    for seed in (0, 1):
+        for seen in render_new_views(scene_map, measured[0].camera, 2, seed=seed):
+            assert not any(np.allclose(seen.map_from_camera, view.map_from_camera)
+                           for view in measured)

@@ -14,6 +14,7 @@ import math
 
 from nerfmatch_ros.geometry.pose import hat
 from nerfmatch_ros.geometry.rigid_alignment import align
+from nerfmatch_ros.localization.absolute_pose import floored
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class GeometryPose:
     # (6, 6) x, y, z, rx, ry, rz; metres, radians, map axes; as if cells erred independently
     covariance: np.ndarray | None
     evidence: GeometryEvidence | None
+    middle: np.ndarray | None = None  # (3,) weighted mean of G, map frame, metres
 
 
 def pose_of_geometry(map_points: Tensor, camera_points: Tensor, weights: Tensor) -> GeometryPose:
@@ -79,7 +81,23 @@ def pose_of_geometry(map_points: Tensor, camera_points: Tensor, weights: Tensor)
         mean_weight=float(raw.mean()),
         effective_share=float(1 / (share ** 2).sum()) / len(share),
         position_std=_largest_std(covariance[:3, :3]),
-        rotation_std=_largest_std(covariance[3:, 3:])))
+        rotation_std=_largest_std(covariance[3:, 3:])), (share @ target).numpy())
+
+
+def covariance_with(
+    found: GeometryPose, scale: float, common_m: float, common_rad: float,
+) -> np.ndarray:
+    """Give the covariance (6, 6) of a pose whose cells also err together.
+
+    A network places all that it sees a little beside, or turned about its middle; the residuals
+    tell nothing of that. scale: of the covariance of independent cells. common_m, common_rad:
+    standard deviation of shift (metres) and turn (radians) of what is seen, along each axis.
+    """
+    arm = torch.from_numpy(found.map_from_camera[:3, 3] - found.middle)
+    moved = np.eye(6)
+    moved[:3, 3:] = -hat(arm).numpy()
+    common = np.diag([common_m ** 2] * 3 + [common_rad ** 2] * 3)
+    return scale * floored(found.covariance) + moved @ common @ moved.T
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:

@@ -12,8 +12,12 @@ from typing import Any
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.geometry.camera import Camera
-from nerfmatch_ros.localization.absolute_pose import floored, PoseEstimate
-from nerfmatch_ros.localization.geometry_pose import GeometryEvidence, GeometryPose
+from nerfmatch_ros.localization.absolute_pose import PoseEstimate
+from nerfmatch_ros.localization.geometry_pose import (
+    covariance_with,
+    GeometryEvidence,
+    GeometryPose,
+)
 from nerfmatch_ros.localization.logistic_model import (
     fit_model,
     LogisticModel,
@@ -28,7 +32,7 @@ TRUSTED = 0.5  # probability from which on a pose counts
 # Of the points' spread, that map and camera may contradict each other by in a map whose network
 # was never measured.
 _LARGEST_RESIDUAL = 0.5
-_UNMEASURED_SCALE = 100.0  # factor on the covariance there; cells err together, not by themselves
+_UNMEASURED_COMMON = (0.1, math.radians(10.0))  # of the spread, radians: what cells err together
 _TRAITS = (
     Trait('residual_share', 1e-4, 10.0, -1),
     Trait('off_ray', 1e-5, 4.0, -1),
@@ -38,14 +42,16 @@ _TRAITS = (
     Trait('position_std', 1e-6, 1e4, -1),
     Trait('rotation_std', 1e-6, 4.0, -1),
 )
-_NUMBERS = ('covariance_scale', 'limit_m', 'limit_rad')
+_NUMBERS = ('covariance_scale', 'common_m', 'common_rad', 'limit_m', 'limit_rad')
 
 
 @dataclass(frozen=True)
 class GeometryCalibration:
-    """Measured on photographs that the network did not learn, and on pictures of no place."""
+    """Measured on views that the network did not learn, and on pictures of no place."""
 
     covariance_scale: float  # factor on the covariance of independent cells
+    common_m: float  # metres, std along each axis of what all cells are shifted by together
+    common_rad: float  # radians, std about each axis of what they are turned by about their middle
     limit_m: float  # metres; the model calls a pose right within this
     limit_rad: float  # radians, the same for the rotation
     model: LogisticModel
@@ -100,12 +106,10 @@ class GeometryTrust:
                 return ''
             return (f'the network is not sure: what it sees in the map and in the camera differs '
                     f'by {evidence.residual:.3g} m, {evidence.residual_share:.0%} of its size')
-        probability = self.probability(evidence)
-        if probability >= TRUSTED:
+        if self.probability(evidence) >= TRUSTED:
             return ''
-        return (f'the network is not sure: the pose is within {self.calibration.limit_m:.3g} m '
-                f'and {math.degrees(self.calibration.limit_rad):.3g} degrees with a probability '
-                f'of {probability:.2f}, {TRUSTED:g} is needed')
+        return (f'the network is not sure that the pose is within {self.calibration.limit_m:.3g} '
+                f'm and {math.degrees(self.calibration.limit_rad):.3g} degrees')
 
     def estimate(self, found: GeometryPose, camera: Camera, cells: int) -> PoseEstimate:
         """Give what a localizer answers: the pose, or why there is none.
@@ -122,12 +126,17 @@ class GeometryTrust:
         if reason:
             return PoseEstimate(None, reason, None, bearing, cells, math.nan,
                                 probability=probability, source=SOURCE)
-        scale = _UNMEASURED_SCALE if self.calibration is None \
-            else self.calibration.covariance_scale
         return PoseEstimate(
-            found.map_from_camera, '', scale * floored(found.covariance), bearing, cells,
+            found.map_from_camera, '', self._covariance(found), bearing, cells,
             math.tan(min(evidence.off_ray, 1.5)) * camera.fx, probability=probability,
             source=SOURCE)
+
+    def _covariance(self, found: GeometryPose) -> np.ndarray:
+        known = self.calibration
+        if known is None:
+            share, radians = _UNMEASURED_COMMON
+            return covariance_with(found, 1.0, share * found.evidence.spread, radians)
+        return covariance_with(found, known.covariance_scale, known.common_m, known.common_rad)
 
 
 def traits_of(evidence: GeometryEvidence) -> np.ndarray:

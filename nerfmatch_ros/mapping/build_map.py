@@ -46,7 +46,7 @@ from nerfmatch_ros.mapping.progress_bars import ProgressBars
 from nerfmatch_ros.mapping.ray_dataset import RayDataset
 from nerfmatch_ros.mapping.reference_store import open_references, render_into_store, StoredView
 from nerfmatch_ros.mapping.register_poses import BY_FIELD, register, TABLE
-from nerfmatch_ros.mapping.scene_geometry_stage import read_trained, train_and_calibrate
+from nerfmatch_ros.mapping.scene_geometry_stage import train_stage, with_scene_geometry
 from nerfmatch_ros.mapping.sparse_points import SparsePoints, triangulate
 from nerfmatch_ros.mapping.train_field import train_field
 from nerfmatch_ros.mapping.train_matcher import check_shares, train_matcher, training_data
@@ -123,7 +123,9 @@ def build_map(
                        'last_run_minutes': round((time.monotonic() - started) / 60, 2)},
                 report=stages.bar('surface, words'))
             if config.scene_geometry.enabled:
-                scene_map = replace(scene_map, **read_trained(work, str(engine.device)))
+                scene_map = with_scene_geometry(
+                    scene_map, stages.held_out(images), config.scene_geometry, work=work,
+                    bar=stages.bar)
             names = (FIELD_PICTURE, TABLE) if rough else (FIELD_PICTURE,)
             stages.calibrated(scene_map, images).save(
                 output, {**(beside or {}), **{name: (work / name).read_bytes() for name in names}})
@@ -328,19 +330,23 @@ class _Stages:
         return matcher.to(self.device).eval().requires_grad_(False)
 
     def scene_geometry(self, images: list[PosedImage]) -> None:
-        """Train and calibrate scene geometry, where it is asked for, in its share of the minutes.
+        """Train scene geometry, where it is asked for, in its share of the minutes.
 
         One process does it while the others wait.
         """
         if self.config.scene_geometry.enabled:
-            once(self.engine, lambda: train_and_calibrate(
+            once(self.engine, lambda: train_stage(
                 images, held_out(len(images), self.config.held_out), self.config.scene_geometry,
                 work=self.work, device=self.device, minutes=self.geometry_minutes, bar=self.bar))
+
+    def held_out(self, images: list[PosedImage]) -> list[PosedImage]:
+        """Give the photographs that are kept from all trainings."""
+        return [images[k] for k in held_out(len(images), self.config.held_out)]
 
     def calibrated(self, scene_map: SceneMap, images: list[PosedImage]) -> SceneMap:
         """Measure covariances and teach the judge on the photographs that were held out."""
         report = self.bar('calibration')
-        held = [images[k] for k in held_out(len(images), self.config.held_out)]
+        held = self.held_out(images)
         if not held:
             LOG.warning('%d photographs are too few to keep some from the map: its covariances '
                         'are not calibrated and it has no judge', len(images))

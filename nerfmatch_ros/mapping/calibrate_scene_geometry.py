@@ -1,8 +1,12 @@
 """Measuring how far scene geometry is off, and what its mistakes look like.
 
-A network answers any picture with some pose. Photographs that it did not learn, as they are and
-made harder, say how its right answers look; the same photographs in pieces, upside down, mirrored
-or mixed show places that do not exist, and say how its answers to pictures from elsewhere look.
+A network answers any picture with some pose. Views that it did not learn say how its right answers
+look: photographs kept from training, as they are and made harder, and what the map's field shows
+from new places. The same photographs in pieces, upside down, mirrored or mixed show places that do
+not exist, and say how its answers to pictures from elsewhere look.
+
+A photograph kept from training has neighbours that were learned, a view from a new place has none:
+the covariance comes from the latter where there are any.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,20 +16,26 @@ import math
 import cv2
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, DataError
-from nerfmatch_ros.localization.absolute_pose import floored
 from nerfmatch_ros.localization.geometry_pose import GeometryPose
-from nerfmatch_ros.localization.geometry_trust import fit_trust, GeometryCalibration
-from nerfmatch_ros.localization.rigid_motion import difference, distance
+from nerfmatch_ros.localization.geometry_trust import (
+    fit_trust,
+    GeometryCalibration,
+    traits_of,
+    TRUSTED,
+)
+from nerfmatch_ros.localization.rigid_motion import distance
 from nerfmatch_ros.localization.scene_geometry_localizer import GeometryReader
+from nerfmatch_ros.mapping.geometry_covariance import fit_covariance
 from nerfmatch_ros.mapping.picture_variations import vary
+from nerfmatch_ros.mapping.rendered_views import views_to_measure
 from nerfmatch_ros.scene_geometry import SceneGeometry
+from nerfmatch_ros.scene_map import SceneMap
 import numpy as np
-from scipy.stats import chi2
 
 HARDER = ('plain', 'noise', 'blur', 'dark', 'occluded')  # of the place, as cameras see it
 NO_PLACE = ('pieces', 'mirrored', 'upside down', 'mixed', 'blotches')
-_PREDICTED_NEES = float(chi2.median(6))  # of an honest covariance of a pose
-_SCALE_LIMITS = (1.0, 1e5)  # of the covariance scale
+_RENDERED = 0.8  # of the time, for rendering
+_FEWEST_VIEWS = 8  # that count, for a covariance of their kind alone
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class GeometryCalibrationConfig:
     limit_share: float = 0.1  # of the scene's extent
     limit_degrees: float = 10.0
     variations: int = 3  # of each photograph and kind
+    new_views: int = 40  # that the field renders from new places; none without a field
     seed: int = 0
 
     def __post_init__(self):
@@ -43,16 +54,35 @@ class GeometryCalibrationConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f'scene geometry calibration: {name} is {getattr(self, name)}; '
                                   'give a positive number')
+        if self.new_views < 0:
+            raise ConfigError(f'scene geometry calibration: new_views is {self.new_views}; '
+                              'give 0 or more')
+
+
+def calibrate_with_map(
+    scene_map: SceneMap, network: SceneGeometry, held_out: Sequence[PosedImage],
+    config: GeometryCalibrationConfig | None = None, *,
+    report: Callable[[float, dict], None] = lambda progress, numbers: None,
+) -> GeometryCalibration:
+    """Calibrate with photographs and with what the field of a map shows from new places."""
+    config = config or GeometryCalibrationConfig()
+    new_views = views_to_measure(
+        scene_map, network, config.new_views if held_out else 0, seed=config.seed,
+        report=lambda done, numbers: report(_RENDERED * done, numbers))
+    return calibrate_scene_geometry(
+        network, held_out, config, new_views=new_views,
+        report=lambda done, numbers: report(_RENDERED + (1 - _RENDERED) * done, numbers))
 
 
 def calibrate_scene_geometry(
     network: SceneGeometry, held_out: Sequence[PosedImage],
-    config: GeometryCalibrationConfig | None = None, *,
+    config: GeometryCalibrationConfig | None = None, *, new_views: Sequence[PosedImage] = (),
     report: Callable[[float, dict], None] = lambda progress, numbers: None,
 ) -> GeometryCalibration:
-    """Learn from held-out photographs how much to trust a network.
+    """Learn from views that a network was not trained on how much to trust it.
 
-    network: on its device, for inference; held_out: posed photographs that it was not trained on.
+    network: on its device, for inference; held_out: posed photographs; new_views: of the field,
+    `rendered_views.views_to_measure`.
     report: called with the share that is done, and figures. Raises DataError without photographs.
     """
     config = config or GeometryCalibrationConfig()
@@ -64,34 +94,32 @@ def calibrate_scene_geometry(
             raise DataError(f'{image.name} has no pose; scene geometry is measured with posed '
                             'photographs')
     reader = GeometryReader(network)
-    limit = (config.limit_share * float(network.extent), math.radians(config.limit_degrees))
-    evidence, right, nees = [], [], []
+    limits = (config.limit_share * float(network.extent), math.radians(config.limit_degrees))
+    here, elsewhere = [], []
     for number, image in enumerate(held_out):
         random = np.random.default_rng((config.seed, number))
         for turn in range(config.variations):
             others = [held_out[k].rgb() for k in random.integers(len(held_out), size=3)]
             for kind in HARDER if turn else HARDER[:1]:
                 picture = vary(image.rgb(), kind, random.uniform(), others, random)
-                found = reader.look(_query(image, picture))
-                if found.map_from_camera is None:
-                    continue
-                errors = distance(found.map_from_camera, image.map_from_camera)
-                evidence.append(found.evidence)
-                right.append(errors[0] <= limit[0] and errors[1] <= limit[1])
-                if right[-1]:
-                    nees.append(_nees(found, image.map_from_camera))
+                here.append((reader.look(_query(image, picture)), image.map_from_camera))
             for kind in NO_PLACE:
                 picture = no_place(image.rgb(), kind, others, random)
-                found = reader.look(_query(image, picture))
-                if found.map_from_camera is not None:
-                    evidence.append(found.evidence)
-                    right.append(False)
-        report((number + 1) / len(held_out), {'poses': len(right), 'right': sum(right)})
+                elsewhere.append(reader.look(_query(image, picture)))
+        report((number + 1) / len(held_out), {'poses': len(here) + len(elsewhere)})
+    new = [(reader.look(view), view.map_from_camera) for view in new_views]
+    evidence = [(found.evidence, _is_right(found, truth, limits))
+                for found, truth in (*here, *new) if found.evidence is not None]
+    evidence += [(found.evidence, False) for found in elsewhere if found.evidence is not None]
     if not evidence:
         raise DataError('the network gave no pose for any photograph; train it for longer')
-    scale = np.median(nees) / _PREDICTED_NEES if nees else _SCALE_LIMITS[1]
-    return GeometryCalibration(
-        float(np.clip(scale, *_SCALE_LIMITS)), *limit, fit_trust(evidence, right))
+    model = fit_trust(*zip(*evidence, strict=True))
+    trusted = [[(found, truth) for found, truth in views if found.evidence is not None
+                and model.probability(traits_of(found.evidence)) >= TRUSTED]
+               for views in (new, here)]
+    chosen = next((views for views in trusted if len(views) >= _FEWEST_VIEWS), sum(trusted, []))
+    poses, truths = zip(*chosen, strict=True) if chosen else ((), ())
+    return GeometryCalibration(*fit_covariance(poses, truths, limits), *limits, model)
 
 
 def no_place(
@@ -134,6 +162,7 @@ def _query(image: PosedImage, picture: np.ndarray) -> PosedImage:
                    depth=None, depth_path=None)
 
 
-def _nees(found: GeometryPose, truth: np.ndarray) -> float:
-    delta = difference(found.map_from_camera, truth)
-    return float(delta @ np.linalg.solve(floored(found.covariance), delta))
+def _is_right(found: GeometryPose, truth: np.ndarray, limits: tuple[float, float]) -> bool:
+    """Tell whether a pose is within limits, metres and radians, of the true one."""
+    metres, radians = distance(found.map_from_camera, truth)
+    return metres <= limits[0] and radians <= limits[1]

@@ -14,16 +14,14 @@ import shutil
 
 from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
-from nerfmatch_ros.data.working_image import working_focal, working_view
 from nerfmatch_ros.errors import ConfigError, DataError
-from nerfmatch_ros.localization.render_views import default_camera
 from nerfmatch_ros.mapping.build_folder import describe_image, mark_of, mark_work_folder
 from nerfmatch_ros.mapping.calibrate_scene_geometry import (
-    calibrate_scene_geometry,
+    calibrate_with_map,
     GeometryCalibrationConfig,
 )
 from nerfmatch_ros.mapping.held_out import held_out
-from nerfmatch_ros.mapping.rendered_views import render_new_views
+from nerfmatch_ros.mapping.rendered_views import render_new_views, seen_camera
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining, train_scene_geometry
 from nerfmatch_ros.scene_map import SceneMap, store_scene_geometry
 
@@ -64,7 +62,10 @@ def train_for_map(
     names = {image.name for image in held}
     images, anchors = ([image for image in given if image.name not in names]
                        for given in (images, anchors))
-    views = _rendered(scene_map, rendered, training, device)
+    scene_map = scene_map.to(device)
+    views = render_new_views(
+        scene_map, seen_camera(scene_map, training.network.longest_side), rendered,
+        seed=training.seed)
     if training.labels == 'position':
         anchors = [*anchors, *views]
     else:
@@ -81,7 +82,7 @@ def train_for_map(
         minutes=minutes, device=device, report=report)
     measured = scene_map.scene_geometry_calibration if start is not None else {}
     try:
-        measured = calibrate_scene_geometry(network, held, calibration).to_dict()
+        measured = calibrate_with_map(scene_map, network, held, calibration).to_dict()
     except DataError as error:
         LOG.warning('scene geometry is not calibrated anew, and %s: %s',
                     'poses that only look right may pass' if not measured
@@ -90,15 +91,3 @@ def train_for_map(
     shutil.rmtree(work)
     return {'images': len(images), 'anchors': len(anchors), 'held_out': len(held),
             'rendered': len(views), 'labels': training.labels, 'went_on': start is not None}
-
-
-def _rendered(
-    scene_map: SceneMap, count: int, training: SceneGeometryTraining, device: str,
-) -> list[PosedImage]:
-    """Render views of the size that the network sees; none where none are asked for."""
-    if not count:
-        return []
-    camera = default_camera(scene_map.cameras)
-    side = training.network.longest_side
-    seen = working_view(camera, working_focal([camera], side), side).camera
-    return render_new_views(scene_map.to(device), seen, count, seed=training.seed)
