@@ -40,6 +40,7 @@ RECORDED = ('pose', 'pose_with_covariance', 'refined_pose', f'{LOCALIZER}/pose_r
 
 YES_NO = ['true', 'false', 'True', 'False']
 MODES = ['', 'map_to_odom', 'map_to_base', 'map_to_camera', 'none']
+LOCALIZERS = ['', 'map', 'nerfmatch', 'scene_geometry', 'hybrid']
 LEVELS = ['debug', 'info', 'warn', 'error', 'fatal']
 
 # name, default (None: required), description, choices
@@ -54,6 +55,7 @@ ARGUMENTS = [
     ('namespace', '', 'Namespace of the nodes, their topics and, where it is set, of /tf.', None),
     ('params_file', '', 'YAML file of parameters; empty: config/localize.yaml.', None),
     ('device', '', "Where to compute: 'auto', 'cpu', 'cuda:0'; empty: as in params_file.", None),
+    ('localizer', '', 'What finds where an image is; empty: as in params_file.', LOCALIZERS),
     ('tf_mode', '', 'Transform to broadcast; empty: as in params_file.', MODES),
     ('global_frame', '', 'Frame in which poses are given; empty: as in params_file.', None),
     ('odom_frame', '', 'Frame of the odometry; empty: as in params_file.', None),
@@ -80,7 +82,7 @@ ARGUMENTS = [
 # launch argument -> parameter, of both nodes and of the localizer alone
 PARAMETERS = {'image_transport': 'image_transport', 'device': 'device', 'tf_mode': 'tf_mode',
               'global_frame': 'global_frame_id', 'base_frame': 'base_frame_id'}
-LOCALIZER_PARAMETERS = {'odom_frame': 'odom_frame_id'}
+LOCALIZER_PARAMETERS = {'odom_frame': 'odom_frame_id', 'localizer': 'localizer'}
 
 
 class Settings:

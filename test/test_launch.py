@@ -8,6 +8,8 @@ import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
+from nerfmatch_ros.ros.parameter_field import specifications
+from nerfmatch_ros.ros.parameters import LocalizerParameters
 import pytest
 import yaml
 
@@ -114,9 +116,9 @@ def test_launch_arguments_are_described_and_only_the_map_is_required(launch_file
         assert choices is None or argument.default_value in choices
     assert set(launch_file.declared) == {
         'map', 'image_topic', 'camera_info_topic', 'image_transport', 'namespace', 'params_file',
-        'device', 'tf_mode', 'global_frame', 'odom_frame', 'base_frame', 'refine', 'autostart',
-        'use_lifecycle_manager', 'use_respawn', 'use_sim_time', 'rviz', 'bag', 'bag_rate',
-        'bag_loop', 'record', 'log_level'}
+        'device', 'localizer', 'tf_mode', 'global_frame', 'odom_frame', 'base_frame', 'refine',
+        'autostart', 'use_lifecycle_manager', 'use_respawn', 'use_sim_time', 'rviz', 'bag',
+        'bag_rate', 'bag_loop', 'record', 'log_level'}
 
 
 def test_launch_starts_localizer_and_refiner_on_the_same_topics(launch_file):
@@ -142,22 +144,28 @@ def test_launch_overrides_the_file_only_with_what_is_given(launch_file):
         assert own['map_path'].value_type is str
     nodes = launch_file.nodes(
         device='cpu', global_frame='world', odom_frame='drift', base_frame='body',
-        tf_mode='none', image_transport='compressed', autostart='False', use_sim_time='True')
+        tf_mode='none', image_transport='compressed', autostart='False', use_sim_time='True',
+        localizer='hybrid')
     both = {'map_path': launch_file.map, 'device': 'cpu', 'global_frame_id': 'world',
             'base_frame_id': 'body', 'tf_mode': 'none', 'image_transport': 'compressed',
             'autostart': False, 'use_sim_time': True}
     assert plain(nodes['nerfmatch_refiner'].parameters[1]) == both
     assert plain(nodes['nerfmatch_localizer'].parameters[1]) == {
-        **both, 'odom_frame_id': 'drift'}
+        **both, 'odom_frame_id': 'drift', 'localizer': 'hybrid'}
 
 
 def test_launch_gives_each_node_only_parameters_that_it_has(launch_file):
     known = yaml.safe_load((ROOT / 'config' / 'localize.yaml').read_text())
     given = {name: 'something' for name in ('device', 'tf_mode', 'global_frame', 'odom_frame',
-                                            'base_frame', 'image_transport')}
+                                            'base_frame', 'image_transport', 'localizer')}
     for name, node in launch_file.nodes(autostart='true', **given).items():
         section = next(value for key, value in known.items() if key.endswith(name))
         assert set(node.parameters[1]) <= {*section['ros__parameters'], 'use_sim_time'}
+
+
+def test_launch_offers_the_localizers_that_there_are(launch_file):
+    choices = specifications(LocalizerParameters)['localizer'].choices
+    assert launch_file.declared['localizer'].choices == ['', *choices]
 
 
 def test_a_namespace_moves_the_nodes_and_the_transforms(launch_file):
