@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TYPE_CHECKING
 
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.ros.bag_options import BagFrameOptions
+from nerfmatch_ros.verb_options import Device
 from tyro.conf import arg, OmitArgPrefixes
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def build(
         metavar='DIR', help="folder with 'masks_bg' (sky; learned as white by fields with "
         "white background, else ignored) and 'masks_trnz_cars' (what moves); "
         "white = masked")] = None,
-    device: Annotated[str, arg(
-        help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')] = 'auto',
+    device: Device = 'auto',
     camera: BagCamera = None,
     frames: OmitArgPrefixes[BagFrameOptions] = WITHOUT_BAG,
 ) -> None:

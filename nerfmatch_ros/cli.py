@@ -13,41 +13,38 @@ from collections.abc import Sequence
 import json
 import logging
 from pathlib import Path
-import shlex
 import sys
 from typing import Annotated, Literal
 
+from nerfmatch_ros.bench_verbs import (
+    bench,
+    bench_localizers,
+    bench_refine,
+    bench_registration,
+    bench_scene_geometry,
+)
 from nerfmatch_ros.build_verbs import build, frames
 from nerfmatch_ros.errors import ConfigError, NerfmatchError
 from nerfmatch_ros.files import NO_SPACE
 from nerfmatch_ros.import_verbs import import_verb
 from nerfmatch_ros.map_life_verbs import merge
 from nerfmatch_ros.train_verbs import train_matcher, train_scene_geometry
+from nerfmatch_ros.verb_options import (
+    Annotations,
+    Device,
+    Images,
+    load_map_localizer,
+    LocalizerName,
+    MapFolder,
+    named_split,
+    Precision,
+    print_json,
+    print_table,
+    Refine,
+    Split,
+)
 import tyro
 from tyro.conf import arg, Positional
-
-Device = Annotated[str, arg(help='auto, cpu, cuda or cuda:N; auto takes a GPU where there is one')]
-MapFolder = Annotated[Path, arg(help='folder of the map')]
-Images = Annotated[Path, arg(
-    help='folder with transforms.json, a COLMAP model, or a scene of Cambridge Landmarks or '
-         '7-Scenes')]
-Annotations = Annotated[Path | None, arg(
-    metavar='FILE', help='transforms_<scene>_<split>.json of the published NeRFMatch; --images is '
-    'then the folder that its file_paths are in')]
-Refine = Annotated[str | None, arg(
-    metavar='STEPS', help="how each pose is refined: none, steps joined by '+' such as "
-    "match+photometric, or map for the map's own schedule, the default but for poses of "
-    'scene_geometry')]
-Precision = Annotated[
-    Literal['map', 'auto', 'float32', 'bfloat16', 'float16'],
-    arg(help="of the networks; map: the map's own, auto: half where the device is faster in it")]
-LocalizerName = Annotated[
-    Literal['map', 'nerfmatch', 'scene_geometry', 'hybrid'],
-    arg(help="what finds poses; map: what the map says (hybrid, if it has scene geometry), "
-             "nerfmatch: matching with the map, scene_geometry: one network alone, hybrid: "
-             "matching from the network's pose")]
-Split = Annotated[
-    Literal['train', 'test', 'all'], arg(help="frames marked with this split, or 'all'")]
 
 
 def surface_cache(
@@ -70,14 +67,14 @@ def surface_cache(
     posed = None
     if images is not None:
         from nerfmatch_ros.data.reader import read_posed_images
-        posed = read_posed_images(images, _named(split))
+        posed = read_posed_images(images, named_split(split))
     keep_freed_memory()
     scene_map = SceneMap.load(map)
     with ProgressBars(shown=True) as bars:
         cache = surface_cache_of(scene_map.to(choose_device(device)), options, posed,
                                  bars.bar('surface cache'))
     store_surface_cache(map, cache, scene_map.sha256)
-    _print_table(str(map), {
+    print_table(str(map), {
         'surface_cache_points': len(cache), 'voxel_m': cache.voxel,
         'bytes': sum(value.nbytes for value in cache.to_tensors().values())})
 
@@ -104,7 +101,7 @@ def localize(
         raise ConfigError('no photograph is named; give at least one file')
     given = None if camera is None else read_camera(camera)
     refine = refine or ('none' if track else None)
-    made = _load(map, device, refine, precision, localizer)
+    made = load_map_localizer(map, device, refine, precision, localizer)
     for record in localize_files(made, images, given, track=track):
         print(json.dumps(record, allow_nan=False), flush=True)
 
@@ -129,201 +126,15 @@ def evaluate(
     from nerfmatch_ros.data.reader import read_posed_images
     from nerfmatch_ros.evaluation.evaluate import evaluate as evaluate_map
     from nerfmatch_ros.evaluation.paper_table import known_scene, print_paper_row
-    queries = read_posed_images(images, _named(split), annotations=annotations)
+    queries = read_posed_images(images, named_split(split), annotations=annotations)
     known = () if align == 'none' else read_posed_images(images, annotations=annotations)
-    report = evaluate_map(_load(map, device, refine, precision, localizer), queries, output,
-                          scene=known_scene(annotations, images), align=align, known=known)
+    made = load_map_localizer(map, device, refine, precision, localizer)
+    report = evaluate_map(made, queries, output, scene=known_scene(annotations, images),
+                          align=align, known=known)
     paper = report.pop('paper', None)
-    _print_table('evaluation', report)
+    print_table('evaluation', report)
     if paper is not None:
         print_paper_row(paper)
-
-
-def bench_refine(
-    *,
-    map: MapFolder,
-    images: Images,
-    split: Split = 'test',
-    annotations: Annotations = None,
-    limit: Annotated[int | None, arg(help='at most that many images, spread evenly')] = None,
-    output: Annotated[Path | None, arg(
-        help='folder for refinement.json, refinement.csv, refinement.png')] = None,
-    refiners: Annotated[tuple[str, ...], arg(
-        help="none, default, or steps joined by '+' such as match+photometric; else none, every "
-             'step alone, and default')] = (),
-    scale_with_extent: Annotated[bool, arg(
-        help='perturb in proportion to the size of the map, for outdoors')] = False,
-    markdown: Annotated[Path | None, arg(
-        metavar='FILE', help='replace the section of this map in a document')] = None,
-    json: Annotated[bool, arg(help='print JSON instead of a table')] = False,
-    device: Device = 'auto',
-) -> None:
-    """Compare refiners from the same starts: how close, how often, how long."""
-    from nerfmatch_ros.data.reader import read_posed_images
-    from nerfmatch_ros.evaluation import refinement_bench
-    from nerfmatch_ros.evaluation.refinement_report import print_refinement, report_refinement
-    config = refinement_bench.RefinementBenchConfig(
-        refiners or refinement_bench.REFINERS, scale_with_extent=scale_with_extent)
-    queries = refinement_bench.evenly_chosen(
-        read_posed_images(images, _named(split), annotations=annotations), limit)
-    report = report_refinement(
-        _load(map, device), queries, config, output=output, markdown=markdown,
-        name=map.resolve().name)
-    if json:
-        _print_json(report)
-    else:
-        print_refinement(report)
-
-
-def bench(
-    *,
-    map: MapFolder,
-    images: Images,
-    split: Split = 'test',
-    annotations: Annotations = None,
-    limit: Annotated[int | None, arg(help='at most that many images, spread evenly')] = None,
-    against: Annotated[Literal['nothing', 'straightforward'], arg(
-        help="straightforward: in turns with the paper's plain pipeline in the same process")
-    ] = 'nothing',
-    repeat: Annotated[int, arg(help='how often each image is localized in each way')] = 3,
-    track: Annotated[bool, arg(
-        help='with a prior, as between the frames of a video; else in the whole map')] = False,
-    output: Annotated[Path | None, arg(help='folder for bench_global.json or bench_tracked.json')
-                      ] = None,
-    markdown: Annotated[Path | None, arg(
-        metavar='FILE', help='replace the section of this map and mode in a document')] = None,
-    json: Annotated[bool, arg(help='print JSON instead of tables')] = False,
-    precision: Precision = 'map',
-    device: Device = 'auto',
-) -> None:
-    """Time every stage of localizing photographs, beside the least it could take."""
-    from nerfmatch_ros.data.reader import read_posed_images
-    from nerfmatch_ros.evaluation.bench import bench as bench_map
-    from nerfmatch_ros.evaluation.bench import BenchConfig
-    from nerfmatch_ros.evaluation.bench_report import check_document, print_report, write_report
-    from nerfmatch_ros.evaluation.straightforward import Straightforward
-    from nerfmatch_ros.scene_map import SceneMap
-    name = map.resolve().name
-    check_document(markdown, 'tracked' if track else 'global', name)
-    queries = read_posed_images(images, _named(split), annotations=annotations)
-    localizer = _load(map, device, precision=precision)
-    plain = None
-    if against == 'straightforward':
-        plain = Straightforward(SceneMap.load(map).to(str(localizer.device)), localizer.config)
-    report = bench_map(localizer, queries, BenchConfig(limit, repeat, track),
-                       straightforward=plain)
-    write_report(report, output=output, markdown=markdown, name=name, command=_command())
-    if json:
-        _print_json(report)
-    else:
-        print_report(report)
-
-
-def bench_registration(
-    *,
-    images: Images,
-    output: Annotated[Path, arg(help='folder for registration.json; what was cut short goes on')],
-    split: Split = 'train',
-    start: Annotated[tuple[str, ...], arg(
-        metavar='KIND:M:DEG...', help='how the poses are made rough')] = (
-            'noise:0.05:3', 'drift:0.01:0.5', 'noise:0.15:8'),
-    registration: Annotated[tuple[str, ...], arg(
-        metavar='STEPS...', help="l2g, barf, features, or several joined by '+'")] = (
-            'barf', 'l2g', 'features', 'l2g+features'),
-    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
-    minutes: Annotated[float | None, arg(help='of each l2g or barf, at most')] = None,
-    limit: Annotated[int | None, arg(help='at most that many images, the first ones')] = None,
-    seed: Annotated[int, arg(help='of how the poses are made rough')] = 0,
-    markdown: Annotated[Path | None, arg(
-        metavar='FILE', help='replace the section of this data set in a document')] = None,
-    device: Device = 'auto',
-) -> None:
-    """Make exact poses rough and compare what mends them."""
-    from nerfmatch_ros import registration_bench
-    from nerfmatch_ros.config import choose_device, load_config
-    from nerfmatch_ros.data.reader import read_posed_images
-    from nerfmatch_ros.mapping.build_config import BuildConfig
-    report = registration_bench.bench_registration(
-        read_posed_images(images, _named(split))[:limit],
-        [registration_bench.RoughStart.parse(text) for text in start], registration,
-        load_config(BuildConfig, config).registration, output, seed=seed,
-        device=choose_device(device), minutes=minutes, say=print)
-    if markdown is not None:
-        registration_bench.write_section(report, markdown, images.resolve().name, _command())
-    registration_bench.print_registration(report)
-
-
-def bench_scene_geometry(
-    *,
-    images: Images,
-    output: Annotated[Path, arg(help='folder of the networks and of scene_geometry.json; what was '
-                                'cut short goes on')],
-    variants: Annotated[tuple[str, ...], arg(
-        metavar='NAME...', help="'pose loss', '+ consistency', '+ reprojection', 'without "
-        "weights', or a backbone: compact, or a name of timm")] = (
-            'pose loss', '+ consistency', '+ reprojection', 'without weights'),
-    config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
-    minutes: Annotated[float | None, arg(help='of each variant, at most')] = None,
-    steps: Annotated[int | None, arg(help='of each variant, at most')] = None,
-    positions: Annotated[float | None, arg(
-        metavar='SHARE', help='instead of variants: learn the poses of the first such share of '
-        'the photographs, then the positions alone of the others, and measure on these')] = None,
-    markdown: Annotated[Path | None, arg(
-        metavar='FILE', help='replace the section of this data set in a document')] = None,
-    device: Device = 'auto',
-) -> None:
-    """Train scene geometry in several ways on 'train' images, measure it on 'test' ones."""
-    from dataclasses import replace
-
-    from nerfmatch_ros import scene_geometry_bench
-    from nerfmatch_ros.config import choose_device, load_config
-    from nerfmatch_ros.data.reader import read_posed_images
-    from nerfmatch_ros.mapping.build_config import BuildConfig
-    training = load_config(BuildConfig, config).scene_geometry.training
-    if steps is not None:
-        training = replace(training, steps=steps)
-    options = {'device': choose_device(device), 'minutes': minutes, 'say': print}
-    name = images.resolve().name
-    if positions is None:
-        report = scene_geometry_bench.bench_scene_geometry(
-            read_posed_images(images, 'train'), read_posed_images(images, 'test'), variants,
-            training, output, **options)
-    else:
-        name += ', positions alone'
-        report = scene_geometry_bench.bench_positions(*scene_geometry_bench.parted(
-            read_posed_images(images, None), positions), training, output, **options)
-    if markdown is not None:
-        scene_geometry_bench.write_section(report, markdown, name, _command())
-    scene_geometry_bench.print_scene_geometry(report)
-
-
-def bench_localizers(
-    *,
-    map: MapFolder,
-    images: Images,
-    split: Split = 'test',
-    limit: Annotated[int | None, arg(help='at most that many images, spread evenly')] = None,
-    elsewhere: Annotated[tuple[Path, ...], arg(
-        metavar='DIR...', help='photographs of other places, where every pose is wrong')] = (),
-    output: Annotated[Path | None, arg(help='folder for localizers.json')] = None,
-    markdown: Annotated[Path | None, arg(
-        metavar='FILE', help='replace the section of this map in a document')] = None,
-    device: Device = 'auto',
-) -> None:
-    """Compare the localizers of a map from nothing: how close, how often, how long, how sure."""
-    from nerfmatch_ros.config import choose_device
-    from nerfmatch_ros.data.reader import read_posed_images
-    from nerfmatch_ros.evaluation import localizer_bench
-    from nerfmatch_ros.evaluation.refinement_bench import evenly_chosen
-    from nerfmatch_ros.localization.localizer import load_map
-    queries = evenly_chosen(read_posed_images(images, _named(split)), limit)
-    foreign = {folder.resolve().name: evenly_chosen(read_posed_images(folder), limit)
-               for folder in elsewhere}
-    report = localizer_bench.bench_localizers(
-        load_map(map, choose_device(device)), queries, foreign, say=print)
-    localizer_bench.write_report(report, output=output, markdown=markdown,
-                                 name=map.resolve().name, command=_command())
-    localizer_bench.print_localizers(report)
 
 
 def inspect(
@@ -336,9 +147,9 @@ def inspect(
     from nerfmatch_ros.scene_map import SceneMap
     summary = json_ready(SceneMap.load(map).summary())
     if json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _print_table(str(map), summary)
+        print_table(str(map), summary)
 
 
 def render(
@@ -363,7 +174,7 @@ def render(
     else:
         poses = [parse_pose(pose)]
     given = None if camera is None else read_camera(camera)
-    localizer = _load(map, device)
+    localizer = load_map_localizer(map, device)
     view = given or default_camera(localizer.scene_map.cameras)
     for path in render_views(localizer, view, poses, output):
         print(path)
@@ -399,8 +210,8 @@ def bag(
     from nerfmatch_ros.data.reader import read_posed_images
     from nerfmatch_ros.ros.bag_drive import DriveOptions, write_drive
     options = DriveOptions(rate=rate, odometry=odometry, seed=seed)
-    summary = write_drive(read_posed_images(images, _named(split)), output, options)
-    _print_table(str(output), asdict(summary))
+    summary = write_drive(read_posed_images(images, named_split(split)), output, options)
+    print_table(str(output), asdict(summary))
 
 
 def replay(
@@ -461,7 +272,7 @@ def doctor(
         namespace=namespace, image=image, camera_info=camera_info, seconds=seconds, base=base,
         odom=odom, camera=camera))
     if json:
-        _print_json({'findings': list(map(asdict, findings))})
+        print_json({'findings': list(map(asdict, findings))})
     else:
         print('\n'.join(report_lines(findings)))
     return exit_code(findings)
@@ -520,46 +331,6 @@ def _verb_first(arguments: Sequence[str] | None) -> list[str]:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = ' '.join(arguments[:2])
     return [verb, *arguments[2:]] if ' ' in verb and verb in VERBS else arguments
-
-
-def _command() -> str:
-    """Give the command line as a user would type it."""
-    return shlex.join(['nerfmatch', *sys.argv[1:]])
-
-
-def _named(split: str) -> str | None:
-    return None if split == 'all' else split
-
-
-def _load(folder: Path, device: str, refine: str | None = None, precision: str = 'map',
-          localizer: str = 'map'):
-    from nerfmatch_ros.config import choose_device
-    from nerfmatch_ros.localization.make_localizer import load_localizer
-    return load_localizer(folder, localizer, device=choose_device(device), refine=refine,
-                          precision=precision)
-
-
-def _print_json(value: dict) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _print_table(title: str, values: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    table = Table(title=title, title_justify='left')
-    table.add_column('what')
-    table.add_column('value', justify='right')
-    for name, value in _flat(values):
-        table.add_row(name, f'{value:.4g}' if isinstance(value, float) else str(value))
-    Console().print(table)
-
-
-def _flat(values: dict, prefix: str = ''):
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f'{prefix}{name}.')
-        else:
-            yield prefix + name, '-' if value is None else value
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from nerfmatch_ros.verb_options import Device
 from tyro.conf import arg, subcommand
 
 
@@ -44,7 +45,7 @@ def import_official(
         help='of rays: random as published, with a fixed seed, or even for less noise')
     ] = 'random',
     reference_views: Annotated[int, arg(help='that many, evenly chosen; 0: all')] = 0,
-    device: Annotated[str, arg(help='auto, cpu, cuda or cuda:N')] = 'auto',
+    device: Device = 'auto',
 ) -> None:
     """Make a map from checkpoints of the published NeRFMatch."""
     from nerfmatch_ros.config import choose_device

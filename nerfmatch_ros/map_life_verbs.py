@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.verb_options import Device
 from tyro.conf import arg, Positional
 
 
@@ -17,7 +18,7 @@ def merge(
     output: Annotated[Path, arg(help='folder of the whole; a merge that was cut short goes on')],
     config: Annotated[Path | None, arg(help='YAML file, see config/update_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
-    device: Annotated[str, arg(help='auto, cpu, cuda or cuda:N')] = 'auto',
+    device: Device = 'auto',
 ) -> None:
     """Join two maps into one, without the photographs that they were built of."""
     from nerfmatch_ros.config import choose_device, load_config

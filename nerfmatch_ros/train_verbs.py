@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.verb_options import Device
 from tyro.conf import arg
 
 
@@ -21,7 +22,7 @@ def train_matcher(
     config: Annotated[Path | None, arg(help='YAML file, see config/build_map.yaml')] = None,
     minutes: Annotated[float | None, arg(help='time to train, instead of the configured')] = None,
     split: Annotated[Literal['train', 'test', 'all'], arg(help='of the photographs')] = 'train',
-    device: Annotated[str, arg(help='auto, cpu, cuda or cuda:N')] = 'auto',
+    device: Device = 'auto',
 ) -> None:
     """Train one matcher on several maps and put each together anew with it."""
     from nerfmatch_ros.config import choose_device, load_config
@@ -65,7 +66,7 @@ def train_scene_geometry(
                        ] = None,
     steps: Annotated[int | None, arg(help='at most, instead of the configured')] = None,
     split: Annotated[Literal['train', 'test', 'all'], arg(help='of the photographs')] = 'train',
-    device: Annotated[str, arg(help='auto, cpu, cuda or cuda:N')] = 'auto',
+    device: Device = 'auto',
 ) -> None:
     """Train the scene geometry of a map anew, or go on with new photographs."""
     from dataclasses import replace

@@ -9,10 +9,11 @@ from types import ModuleType, SimpleNamespace
 
 import cv2
 from fake_localizer import CAMERA, circle, estimate, FakeLocalizer, queries
-from nerfmatch_ros import cli
+from nerfmatch_ros import bench_verbs, cli
 from nerfmatch_ros.data import transforms_json
 from nerfmatch_ros.data.tum import format_tum
 from nerfmatch_ros.errors import MapError
+from nerfmatch_ros.verb_options import load_map_localizer
 import numpy as np
 import pytest
 import yaml
@@ -39,7 +40,7 @@ def localizer(monkeypatch):
     answers = [estimate(pose) for pose in circle(4)]
     answers[1] = estimate(None, reason='too few matches')
     fake = FakeLocalizer(answers)
-    monkeypatch.setattr(cli, '_load', lambda folder, device, *how, **named: fake)
+    monkeypatch.setattr(cli, 'load_map_localizer', lambda folder, device, *how, **named: fake)
     return fake
 
 
@@ -119,7 +120,7 @@ def test_a_track_is_not_refined_unless_that_is_asked_for(
         asked.append(how)
         return localizer
 
-    monkeypatch.setattr(cli, '_load', load)
+    monkeypatch.setattr(cli, 'load_map_localizer', load)
     assert run('localize', photographs / '0.png', '--map', 'm', *options) == 0
     assert asked == [(refine, 'map', 'map')]
 
@@ -181,7 +182,7 @@ def test_bench_takes_annotations(photographs, monkeypatch, tmp_path, capsys):
     taken = []
     module(monkeypatch, 'nerfmatch_ros.evaluation.refinement_report', print_refinement=print,
            report_refinement=lambda localizer, queries, config, **_: taken.extend(queries))
-    monkeypatch.setattr(cli, '_load', lambda folder, device: None)
+    monkeypatch.setattr(bench_verbs, 'load_map_localizer', lambda folder, device: None)
     annotations = release_annotations(photographs, 'transforms_fire_test.json')
     assert run('bench', 'refine', '--map', tmp_path, '--images', photographs, '--annotations',
                annotations) == 0
@@ -292,7 +293,7 @@ def test_rough_poses_are_handed_over_as_such(photographs, monkeypatch, capsys, t
 def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
     def interrupted(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(cli, '_load', interrupted)
+    monkeypatch.setattr(cli, 'load_map_localizer', interrupted)
     assert run('localize', '--map', 'm', photographs / '0.png') == 130
     assert capsys.readouterr().err == 'interrupted\n'
 
@@ -300,18 +301,19 @@ def test_interrupt_ends_quietly(monkeypatch, capsys, photographs):
 def test_a_full_disk_is_an_error_with_a_remedy(monkeypatch, capsys, photographs):
     def full(*_):
         raise OSError(errno.ENOSPC, 'No space left on device', '/maps/kitchen.build/pixels')
-    monkeypatch.setattr(cli, '_load', full)
+    monkeypatch.setattr(cli, 'load_map_localizer', full)
     assert run('localize', '--map', 'm', photographs / '0.png') == 2
     said = capsys.readouterr().err
     assert said.startswith('error: no space') and '/maps/kitchen.build/pixels' in said
 
 
 def test_refine_chooses_the_steps_of_every_pose(tiny_map, photographs, capsys):
-    assert cli._load(tiny_map, 'cpu').config.refine == ('match', 'photometric')
-    assert cli._load(tiny_map, 'cpu', 'none').config.refine == ()
+    assert load_map_localizer(tiny_map, 'cpu').config.refine == ('match', 'photometric')
+    assert load_map_localizer(tiny_map, 'cpu', 'none').config.refine == ()
     for name in ('float32', 'bfloat16'):
-        assert str(cli._load(tiny_map, 'cpu', precision=name).precision) == f'torch.{name}'
-    assert cli._load(tiny_map, 'cpu', 'views+photometric').config.refine == (
+        localizer = load_map_localizer(tiny_map, 'cpu', precision=name)
+        assert str(localizer.precision) == f'torch.{name}'
+    assert load_map_localizer(tiny_map, 'cpu', 'views+photometric').config.refine == (
         'views', 'photometric')
     assert run('localize', '--map', tiny_map, '--refine', 'look', photographs / '0.png') == 2
     assert "refinement step 'look' is unknown; use match" in capsys.readouterr().err
@@ -324,7 +326,7 @@ def test_a_localizer_is_chosen_by_name(photographs, localizer, monkeypatch, tmp_
         asked.append(how)
         return localizer
 
-    monkeypatch.setattr(cli, '_load', load)
+    monkeypatch.setattr(cli, 'load_map_localizer', load)
     assert run('localize', photographs / '0.png', '--map', 'm', '--localizer', 'hybrid') == 0
     assert run('evaluate', '--map', 'm', '--images', photographs, '--output', tmp_path / 'out',
                '--localizer', 'scene_geometry') == 0

@@ -17,8 +17,8 @@ LEVELS = {
     'field_file': 5, 'localization': 5,
     'evaluation': 6, 'mapping': 6,
     'importers': 7, 'registration_bench': 7, 'ros': 7, 'scene_geometry_bench': 7,
-    'demo': 8,
-    'build_verbs': 9, 'import_verbs': 9, 'map_life_verbs': 9, 'train_verbs': 9,
+    'demo': 8, 'verb_options': 8,
+    'bench_verbs': 9, 'build_verbs': 9, 'import_verbs': 9, 'map_life_verbs': 9, 'train_verbs': 9,
     'cli': 10,
 }
 
@@ -28,8 +28,8 @@ DOORS = {
     'timm': {'matching/backbone.py', 'retrieval.py'},
     'faiss': {'retrieval.py'},
     'matplotlib': {'evaluation/pictures.py'},
-    'tyro': {'build_verbs.py', 'cli.py', 'import_verbs.py', 'map_life_verbs.py',
-             'train_verbs.py'},
+    'tyro': {'bench_verbs.py', 'build_verbs.py', 'cli.py', 'import_verbs.py',
+             'map_life_verbs.py', 'train_verbs.py', 'verb_options.py'},
     'pycolmap': {'data/colmap.py', 'mapping/structure_from_motion.py'},
     'lightning_fabric': {'mapping/'},
     'rosbags': {'ros/bag'},

@@ -7,7 +7,7 @@ import math
 import cv2
 from fake_localizer import queries
 from fake_refiner import compare, FakeRefiner, STARTS
-from nerfmatch_ros import cli
+from nerfmatch_ros import bench_verbs, cli
 from nerfmatch_ros.data import transforms_json
 from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.evaluation import refinement_report
@@ -98,7 +98,8 @@ def run(*arguments):
 
 def test_command_prints_a_table_or_json_and_writes_what_is_asked(
         photographs, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cli, '_load', lambda folder, device: FakeRefiner(queries(4)))
+    monkeypatch.setattr(bench_verbs, 'load_map_localizer',
+                        lambda folder, device: FakeRefiner(queries(4)))
     monkeypatch.setenv('COLUMNS', '200')
     document = tmp_path / 'docs' / 'refinement.md'
     arguments = ['--map', 'maps/kitchen', '--images', photographs, '--markdown', document]
@@ -119,7 +120,7 @@ def test_command_prints_a_table_or_json_and_writes_what_is_asked(
 def test_a_damaged_document_is_refused_before_the_work(
         photographs, monkeypatch, tmp_path, capsys):
     localizer = FakeRefiner(queries(4))
-    monkeypatch.setattr(cli, '_load', lambda folder, device: localizer)
+    monkeypatch.setattr(bench_verbs, 'load_map_localizer', lambda folder, device: localizer)
     document = tmp_path / 'refinement.md'
     document.write_text('<!-- bench refine: kitchen -->\n')
     assert run('--map', 'kitchen', '--images', photographs, '--markdown', document) == 2
