@@ -37,16 +37,16 @@ def arguments():
     return given
 
 
-@pytest.mark.parametrize('given, expected', [(None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')])
-def test_threads_that_wait_leave_the_cores_to_others_unless_told(given, expected):
-    environment = {name: value for name, value in os.environ.items() if name != 'OMP_WAIT_POLICY'}
-    if given:
-        environment['OMP_WAIT_POLICY'] = given
+@pytest.mark.parametrize('given, expected', [
+    ({}, '1000'), ({'GOMP_SPINCOUNT': '7'}, '7'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'None')])
+def test_threads_that_wait_soon_leave_the_cores_to_others_unless_told(given, expected):
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}
     shown = subprocess.run(
         [sys.executable, '-c',
          'import nerfmatch_ros, os, sys\n'
-         'print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)'],
-        env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
+         'print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)'],
+        env=environment | given, capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.split() == [expected, 'False']
 
 
