@@ -86,10 +86,11 @@ def train_scene_geometry(
     if minutes is None and build.minutes is not None and steps is None:
         minutes = stage.minutes_share * build.minutes
     chosen = None if split == 'all' else split
+    given = read_posed_images(images, chosen, positions=labels == 'position')
     with ProgressBars(shown=True) as bars:
         figures = train_for_map(
-            map, read_posed_images(images, chosen), training, calibration=stage.calibration,
+            map, given, training, calibration=stage.calibration,
             anchors=[] if anchors is None else read_posed_images(anchors, chosen), go_on=go_on,
             rendered=rendered, minutes=minutes, device=choose_device(device),
-            report=bars.bar('scene geometry'))
+            report=bars.bar('scene geometry'), report_measuring=bars.bar('trust in geometry'))
     print(', '.join(f'{name} {value}' for name, value in figures.items()))

@@ -169,3 +169,14 @@ def test_an_update_is_told_to_leave_it_out(tmp_path, capsys):
     assert cli.main(['build', '--images', str(tmp_path), '--update', str(tmp_path / 'map'),
                      '--scene-geometry']) == 2
     assert 'leave --scene-geometry out' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'network': SceneGeometryConfig(backbone='resnet99')}, 'resnet99'),
+    ({'labels': 'position'}, "labels is 'position'")])
+def test_options_that_no_training_can_work_with_are_refused_before_the_field(
+        images, tmp_path, changes, message):
+    stage = replace(SMALL, training=replace(SMALL.training, **changes))
+    with pytest.raises(ConfigError, match=message):
+        build_map(images, tmp_path / 'map', replace(TINY, scene_geometry=stage))
+    assert not list(tmp_path.iterdir())

@@ -119,3 +119,42 @@ def test_the_verb_says_what_is_missing(tiny_map, tmp_path, capsys):
     assert cli.main(['train-scene-geometry', '--map', str(tmp_path / 'none'), '--images',
                      str(tmp_path), '--minutes', '0']) == 2
     assert '--minutes 0' in capsys.readouterr().err
+
+
+def test_photographs_named_like_those_that_measure_are_learned_all_the_same(copied, images):
+    new = [replace(image, pixels=image.pixels.copy()) for image in images]
+    figures = train_for_map(copied, new, replace(TRAINING, labels='position'), anchors=images,
+                            calibration=QUICK)
+    assert figures['images'] == 12 and figures['anchors'] == 12 - figures['held_out'] < 12
+
+
+def test_a_training_without_photographs_of_its_own_is_refused(copied, images):
+    held = images[:3]
+    with pytest.raises(DataError, match='give others'):
+        train_for_map(copied, [], replace(TRAINING, labels='position'), anchors=held)
+
+
+def test_another_network_than_that_to_go_on_from_is_refused(copied, images):
+    other = replace(TRAINING, network=replace(TRAINING.network, channels=32))
+    with pytest.raises(ConfigError, match='channels is 32, but the network of .* has 16'):
+        train_for_map(copied, images, other, go_on=True)
+    default = replace(TRAINING, network=SceneGeometryConfig())
+    assert train_for_map(copied, images, default, go_on=True, calibration=QUICK)['went_on']
+    assert SceneMap.load(copied).scene_geometry.config.channels == 16
+
+
+def test_the_points_of_the_field_are_learned_where_they_are_asked_for(copied, images, monkeypatch):
+    learned = []
+    train = map_scene_geometry.train_scene_geometry
+
+    def watched(photographs, *arguments, **options):
+        learned.extend(photographs)
+        return train(photographs, *arguments, **options)
+
+    monkeypatch.setattr(map_scene_geometry, 'train_scene_geometry', watched)
+    train_for_map(copied, images, TRAINING, calibration=QUICK)
+    assert all(image.depth is images[0].depth is None for image in learned)
+    learned.clear()
+    training = replace(TRAINING, losses=replace(TRAINING.losses, points=1.0))
+    train_for_map(copied, images, training, calibration=QUICK)
+    assert learned and all((image.depth_map() > 0).any() for image in learned)

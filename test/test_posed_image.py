@@ -1,5 +1,7 @@
 """Properties of posed images: what is read is checked, what is wrong is named."""
 
+from dataclasses import replace
+
 import cv2
 from nerfmatch_ros.data.posed_image import are_poses, checked_pose, PosedImage
 from nerfmatch_ros.errors import DataError
@@ -112,7 +114,7 @@ def test_broken_and_missing_files_are_named(tmp_path):
 @pytest.mark.parametrize('options, message', [
     ({}, 'neither pixels nor a file'), ({'pixels': RED[..., 0]}, 'RGB uint8'),
     ({'pixels': RED[:3]}, '8 x 3'), ({'pixels': RED.astype(float)}, 'float64'),
-    ({'pixels': RED, 'depth': np.zeros((3, 4), np.float32)}, '4 x 3')])
+    ({'pixels': RED, 'depth': np.zeros((3, 5), np.float32)}, '5 x 3')])
 def test_unusable_contents_are_refused(options, message):
     with pytest.raises(DataError, match=f"'a'.*{message}"):
         PosedImage('a', CAMERA, **options)
@@ -168,3 +170,14 @@ def test_many_poses_are_judged_as_each_alone():
     assert are_poses(matrices).tolist() == alone
     assert alone == [True, False, False, False, False, False, True, False, False]
     assert are_poses(matrices[:0]).shape == (0,)
+
+
+def test_depth_of_cells_holds_for_their_pixels():
+    camera = replace(CAMERA, width=9, height=6)
+    depth = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
+    image = PosedImage('a', camera, pixels=np.zeros((6, 9, 3), np.uint8), depth=depth)
+    known = image.depth_map()
+    assert known.shape == (6, 9)
+    assert (known[:, 8] == 0).all()  # of no whole cell
+    np.testing.assert_array_equal(known[::2, :8:2], depth)
+    np.testing.assert_array_equal(known[1::2, 1:8:2], depth)

@@ -99,22 +99,26 @@ def test_gradient_equals_finite_differences_even_for_symmetric_points(symmetric,
         torch.testing.assert_close(given, numeric, atol=1e-7, rtol=1e-5)
 
 
-@pytest.mark.parametrize('kind', ['line', 'one point', 'no weight'])
+@pytest.mark.parametrize('kind', ['line', 'one point', 'no weight', 'hardly any weight'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_degenerate_points_are_reported_with_finite_results(kind, dtype, generator):
-    source = torch.randn(6, 3, dtype=dtype, generator=generator)
+@pytest.mark.parametrize('size', [1e-3, 1.0, 100.0])
+def test_degenerate_points_are_reported_with_finite_results(kind, dtype, size, generator):
+    source = size * torch.randn(6, 3, dtype=dtype, generator=generator)
     weights = torch.ones(6, dtype=dtype)
     if kind == 'line':
         source = source[:1] * torch.arange(6, dtype=dtype)[:, None]
     elif kind == 'one point':
         source = source[:1].expand(6, 3)
     else:
-        weights = weights * 0
-    source = source.clone().requires_grad_()
-    found = align(source, source.detach() + 1, weights, with_scale=True)
+        weights = weights * (0 if kind == 'no weight' else torch.finfo(dtype).tiny / 10)
+    target = (source + 1).requires_grad_()
+    source, weights = source.clone().requires_grad_(), weights.requires_grad_()
+    found = align(source, target, weights, with_scale=True)
     assert found.degenerate
     (found.rotation.sum() + found.translation.sum() + found.scale).backward()
-    assert found.rotation.isfinite().all() and source.grad.isfinite().all()
+    assert found.rotation.isfinite().all()
+    for given in (source, target, weights):
+        assert given.grad.isfinite().all()
 
 
 def test_points_in_a_plane_are_enough(generator):

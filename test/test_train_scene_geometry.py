@@ -117,6 +117,15 @@ def test_known_depths_can_teach_the_points(images, tmp_path):
     assert seen[-1]['points'] > 0
 
 
+def test_points_without_any_depth_and_no_photographs_are_refused(images, tmp_path):
+    losses = replace(CONFIG.losses, points=1.0)
+    bare = [replace(image, depth=None) for image in images]
+    with pytest.raises(ConfigError, match='points is 1, but no photograph has depth'):
+        train_scene_geometry(bare, replace(CONFIG, losses=losses), checkpoint=tmp_path / 'state')
+    with pytest.raises(DataError, match='no photographs are given'):
+        train_scene_geometry([], CONFIG, checkpoint=tmp_path / 'state', anchors=images)
+
+
 def test_the_network_comes_ready_to_predict(images, tmp_path):
     found = train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'state')
     assert isinstance(found, SceneGeometry) and not found.training

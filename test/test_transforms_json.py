@@ -215,3 +215,37 @@ def test_real_data_sets_are_read(shared_data, scene, counts):
     test = read_posed_images(shared_data / scene, 'test')
     assert (len(train), len(test)) == counts
     assert train[0].rgb().shape == (train[0].camera.height, train[0].camera.width, 3)
+
+
+def test_positions_stand_in_place_of_poses_only_where_that_is_asked_for(tmp_path):
+    dataset(tmp_path, 3)
+    content = json.loads((tmp_path / 'transforms.json').read_text())
+    for number, frame in enumerate(content['frames'][:2]):
+        del frame['transform_matrix']
+        frame['position'] = [1, 2.5, number]
+    (tmp_path / 'transforms.json').write_text(json.dumps(content))
+    images = read_posed_images(tmp_path, positions=True)
+    np.testing.assert_array_equal(images[1].map_from_camera[:3, 3], (1, 2.5, 1))
+    np.testing.assert_array_equal(images[2].map_from_camera[:3, :3], np.diag((1, -1, -1)))
+    with pytest.raises(DataError, match='frame 0.*positions alone serve --labels position'):
+        read_posed_images(tmp_path)
+
+
+@pytest.mark.parametrize('position', [[1, 2], 'here', [1, 2, None], [1, 2, math.nan]])
+def test_what_is_no_position_is_refused(tmp_path, position):
+    dataset(tmp_path, 2)
+    content = json.loads((tmp_path / 'transforms.json').read_text())
+    del content['frames'][1]['transform_matrix']
+    content['frames'][1]['position'] = position
+    (tmp_path / 'transforms.json').write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r'frame 1.*give \[x, y, z\]'):
+        read_posed_images(tmp_path, positions=True)
+
+
+def test_a_frame_without_pose_or_position_is_refused(tmp_path):
+    dataset(tmp_path, 2)
+    content = json.loads((tmp_path / 'transforms.json').read_text())
+    del content['frames'][1]['transform_matrix']
+    (tmp_path / 'transforms.json').write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no 'transform_matrix' and no position"):
+        read_posed_images(tmp_path, positions=True)

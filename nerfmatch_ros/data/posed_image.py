@@ -23,7 +23,9 @@ class PosedImage:
     path: Path | None = None  # of the picture, unless `pixels` holds it
     pixels: np.ndarray | None = None  # (H, W, 3) uint8 RGB
     depth_path: Path | None = None  # PNG of 16 bit, or .npy
-    depth: np.ndarray | None = None  # (H, W) float32 distance along z, metres, 0 = unknown
+    # Distance along z, float32 metres, 0 = unknown: of pixels, or of cells of n x n pixels, of
+    # which there are H // n times W // n.
+    depth: np.ndarray | None = None
     mask_path: Path | None = None  # picture, 0 = pixels to ignore
     sky_path: Path | None = None  # picture of any size, white = sky
     transient_path: Path | None = None  # picture of any size, white = what moves, to ignore
@@ -43,7 +45,7 @@ class PosedImage:
             if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
                 raise DataError(f"image '{self.name}': pixels are {self.pixels.dtype} "
                                 f'{self.pixels.shape}; RGB uint8 (H, W, 3) is needed')
-        if self.depth is not None:
+        if self.depth is not None and self.depth.shape != self._cells():
             self._check_size(self.depth, 'the depth in memory')
 
     def rgb(self) -> np.ndarray:
@@ -59,7 +61,7 @@ class PosedImage:
     def depth_map(self) -> np.ndarray | None:
         """Give the depth (H, W), float32 metres along z with 0 = unknown, or None without one."""
         if self.depth is not None:
-            return self.depth
+            return self._depth_of_cells()
         if self.depth_path is None:
             return None
         if self.depth_path.suffix == '.npy':
@@ -74,6 +76,20 @@ class PosedImage:
         self._check_size(raw, str(self.depth_path))
         depth = np.squeeze(raw).astype(np.float32) * np.float32(self.depth_scale)
         return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+
+    def _cells(self) -> tuple[int, int]:
+        """Give how many cells the picture has, if those that `depth` is of have n x n pixels."""
+        size = max(1, self.camera.width // max(1, self.depth.shape[1]))
+        return self.camera.height // size, self.camera.width // size
+
+    def _depth_of_cells(self) -> np.ndarray:
+        size = self.camera.width // self.depth.shape[1]
+        if size == 1:
+            return self.depth
+        known = np.zeros((self.camera.height, self.camera.width), np.float32)
+        rows, columns = (size * count for count in self.depth.shape)
+        known[:rows, :columns] = self.depth.repeat(size, axis=0).repeat(size, axis=1)
+        return known
 
     def valid_mask(self) -> np.ndarray | None:
         """Give which pixels (H, W), bool, may be used, or None when all may."""

@@ -19,14 +19,15 @@ TEST_EVERY = 8  # without splits in the data, every 8th image by name is for tes
 
 def read_posed_images(
     folder: Path, split: str | None = None, *, annotations: Path | None = None,
-    masks: Path | None = None,
+    masks: Path | None = None, positions: bool = False,
 ) -> list[PosedImage]:
     """
     Read the images of a folder, sorted by name; the pictures themselves are read later.
 
     split: 'train', 'test' or None for all. annotations: file of the published NeRFMatch, whose
     file_paths are relative to the folder. masks: folder, see `release_masks`; every image that
-    is given must have them.
+    is given must have them. positions: frames of a transforms.json may have a 'position' in place
+    of a pose, which is then without rotation.
     """
     if split not in (None, 'train', 'test'):
         raise DataError(f"split '{split}' is unknown; use 'train', 'test' or none for all")
@@ -38,7 +39,9 @@ def read_posed_images(
     if annotations is not None:
         images, source = read_annotations(annotations, folder), Path(annotations)
     else:
-        images, source = _reader_of(folder).read(folder), folder
+        reader, source = _reader_of(folder), folder
+        images = reader.read(folder, positions=True) if positions and reader is transforms_json \
+            else reader.read(folder)
         images.sort(key=lambda image: image.name)
     if not images:
         raise DataError(f'{source} lists no frames; register at least one image')

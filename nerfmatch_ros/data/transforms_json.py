@@ -44,8 +44,12 @@ def found(folder: Path) -> bool:
     return (folder / 'transforms.json').is_file()
 
 
-def read(folder: Path) -> list[PosedImage]:
-    """Read the frames of `folder/transforms.json`; `split` stays None where the file has none."""
+def read(folder: Path, *, positions: bool = False) -> list[PosedImage]:
+    """Read the frames of `folder/transforms.json`; `split` stays None where the file has none.
+
+    positions: a frame may have a 'position' [x, y, z], metres, in place of 'transform_matrix'; its
+    pose gets the rotation of none.
+    """
     file = folder / 'transforms.json'
     content = _content(file)
     frames = content.get('frames')
@@ -54,7 +58,7 @@ def read(folder: Path) -> list[PosedImage]:
     splits = _splits_by_name(content)
     marked = bool(splits) or any('split' in frame for frame in frames)
     shared = {key: value for key, value in content.items() if key != 'frames'}
-    return [_read_frame(file, index, frame, shared, splits, marked)
+    return [_read_frame(file, index, frame, shared, splits, marked, positions=positions)
             for index, frame in enumerate(frames)]
 
 
@@ -116,9 +120,18 @@ def _is_list_of_frames(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(frame, dict) for frame in value)
 
 
+def _checked_position(value: Any, where: str) -> list[float]:
+    """Give a position [x, y, z]; DataError for anything else."""
+    if not (isinstance(value, list) and len(value) == 3 and all(
+            isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one)
+            for one in value)):
+        raise DataError(f'{where}: position is {value!r}; give [x, y, z] in metres')
+    return value
+
+
 def _read_frame(
     file: Path, index: int, frame: dict, shared: dict, splits: dict[str, str], marked: bool, *,
-    posed: bool = True,
+    posed: bool = True, positions: bool = False,
 ) -> PosedImage:
     if not isinstance(frame.get('file_path'), str) or not frame['file_path']:
         raise DataError(f"{file}: frame {index} has file_path {frame.get('file_path')!r}; "
@@ -126,10 +139,15 @@ def _read_frame(
     stated = frame['file_path'].replace('\\', '/')
     where = f"{file}: frame {index} '{stated}'"
     path = _picture(file.parent, stated, where)
-    if posed and 'transform_matrix' not in frame:
-        raise DataError(f"{where} has no 'transform_matrix'; register it or take it out")
+    if posed and 'transform_matrix' not in frame and not (positions and 'position' in frame):
+        alone = '; positions alone serve --labels position' if 'position' in frame else ''
+        raise DataError(f"{where} has no 'transform_matrix'{' and no position' * positions}; "
+                        f'register it or take it out{alone}')
     pose = None
-    if posed:
+    if posed and 'transform_matrix' not in frame:
+        pose = np.eye(4)
+        pose[:3, 3] = _checked_position(frame['position'], where)
+    elif posed:
         pose = checked_pose(frame['transform_matrix'], where) @ OPENGL_FROM_OPENCV
     values = {**shared, **frame}
     split = None

@@ -30,7 +30,8 @@ def align(
         weights = torch.ones_like(source[..., 0])
     tiny = torch.finfo(source.dtype).tiny
     total = weights.sum(-1, keepdim=True)
-    share = (weights / total.clamp(min=tiny))[..., None]
+    empty = total <= tiny  # a weight of nothing has no share, and a derivative beyond all numbers
+    share = torch.where(empty, 0, weights / torch.where(empty, 1, total))[..., None]
     source_mean = (share * source).sum(-2)
     target_mean = (share * target).sum(-2)
     source_centred = source - source_mean[..., None, :]
@@ -45,7 +46,7 @@ def align(
     else:
         scale = torch.ones_like(total[..., 0])
     moved = scale[..., None] * (rotation @ source_mean[..., None])[..., 0]
-    return Alignment(rotation, target_mean - moved, scale, degenerate | (total[..., 0] <= 0))
+    return Alignment(rotation, target_mean - moved, scale, degenerate | empty[..., 0])
 
 
 def _rotation(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """What a build is refused for before it begins, and the folder that its stages' results lie in."""
 
+from dataclasses import replace
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from nerfmatch_ros.field_file import FieldFile
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.mapping.build_config import BuildConfig
 from nerfmatch_ros.matching.make_matcher import make_matcher
+from nerfmatch_ros.scene_geometry import SceneGeometry
 import numpy as np
 
 FEWEST_IMAGES = 4
@@ -41,13 +43,20 @@ def extent(images: list[PosedImage]) -> float:
 
 
 def check_networks(config: BuildConfig) -> None:
-    """Make both networks once, so that options they refuse do not first cost a trained field."""
+    """Make the networks once, so that options they refuse do not first cost a trained field."""
     field = config.field.make(1)
     layer = config.matcher.feature_layer
     if layer is not None and not 1 <= layer <= field.feature_layers:
         raise ConfigError(f"matcher.point_feature is '{config.matcher.point_feature}'; the field "
                           f"'{config.field.kind}' has f1 to f{field.feature_layers}")
     make_matcher(config.matcher, field.feature_channels)
+    if config.scene_geometry.enabled:
+        SceneGeometry(replace(config.scene_geometry.training.network, pretrained=False))
+        if config.scene_geometry.training.labels != 'pose':
+            raise ConfigError(
+                f"scene_geometry.training.labels is '{config.scene_geometry.training.labels}'; a "
+                'build knows poses. Leave it out, and give positions to `nerfmatch '
+                'train-scene-geometry` afterwards')
 
 
 def _files_of(image: PosedImage) -> dict[str, list]:

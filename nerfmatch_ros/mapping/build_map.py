@@ -38,6 +38,7 @@ from nerfmatch_ros.mapping.depth_map import (
     save_depth_maps,
 )
 from nerfmatch_ros.mapping.engine import from_first, make_engine, once
+from nerfmatch_ros.mapping.field_depth import with_field_depth
 from nerfmatch_ros.mapping.field_quality import compare_with_photographs
 from nerfmatch_ros.mapping.given_field import likeness, with_field
 from nerfmatch_ros.mapping.held_out import held_out, observations_of
@@ -113,7 +114,7 @@ def build_map(
         references = stages.references(images, field, frame)
         matcher = stages.matcher(images, references, field, frame,
                                  share=1 - config.field_share if given is None else 1.0)
-        stages.scene_geometry(images)
+        stages.scene_geometry(images, field, frame)
 
         def finish() -> None:
             scene_map = assemble_map(
@@ -329,15 +330,25 @@ class _Stages:
         report(1.0)
         return matcher.to(self.device).eval().requires_grad_(False)
 
-    def scene_geometry(self, images: list[PosedImage]) -> None:
+    def scene_geometry(
+        self, images: list[PosedImage], field: RadianceField, frame: SceneFrame,
+    ) -> None:
         """Train scene geometry, where it is asked for, in its share of the minutes.
 
         One process does it while the others wait.
         """
-        if self.config.scene_geometry.enabled:
-            once(self.engine, lambda: train_stage(
-                images, held_out(len(images), self.config.held_out), self.config.scene_geometry,
-                work=self.work, device=self.device, minutes=self.geometry_minutes, bar=self.bar))
+        stage = self.config.scene_geometry
+
+        def make() -> None:
+            # The points of the field are learned only where they are asked for.
+            given = images if not stage.training.losses.points else with_field_depth(
+                images, field, frame, report=self.bar('depth of the field'))
+            train_stage(given, held_out(len(images), self.config.held_out), stage,
+                        work=self.work, device=self.device, minutes=self.geometry_minutes,
+                        bar=self.bar)
+
+        if stage.enabled:
+            once(self.engine, make)
 
     def held_out(self, images: list[PosedImage]) -> list[PosedImage]:
         """Give the photographs that are kept from all trainings."""

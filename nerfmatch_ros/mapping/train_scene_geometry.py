@@ -74,6 +74,14 @@ def train_scene_geometry(
     if start is None and config.labels == 'position':
         raise ConfigError('positions alone say nothing of the axes of the map; start from a '
                           'network that was trained with poses')
+    if not images:
+        raise DataError('no photographs are given to learn scene geometry from')
+    if config.losses.points > 0 and not any(
+            image.depth is not None or image.depth_path is not None
+            for image in (*images, *anchors)):
+        raise ConfigError(f'scene_geometry.losses.points is {config.losses.points:g}, but no '
+                          'photograph has depth; set it to 0, or train in a map, whose field has '
+                          'the depth')
     focal = None if start is None else start.config.working_focal
     side = (config.network if start is None else start.config).longest_side
     data = [GeometryData(given, side, focal, augmentation=config.augmentation,
