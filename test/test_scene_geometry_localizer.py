@@ -142,9 +142,9 @@ class Watched(HybridLocalizer):
         return self.answer
 
 
-def watched(plain, network, calibration=SURE, depth=2.0):
-    localizer = Watched(
-        with_geometry(plain, network, calibration), LocalizerConfig(rounds=0, min_inliers=4))
+def watched(plain, network, calibration=SURE, depth=2.0, refine=()):
+    localizer = Watched(with_geometry(plain, network, calibration),
+                        LocalizerConfig(rounds=0, min_inliers=4, refine=refine))
     localizer.looked, localizer.searched = [], 0
     alone = SceneGeometryLocalizer(with_geometry(plain, Oracle(), SURE)).localize(photograph())
     localizer.answer = replace(
@@ -180,6 +180,22 @@ def test_a_network_that_is_wrong_or_unsure_leaves_it_to_the_ordinary_start(
     assert estimate.map_from_camera is not None
     assert len(localizer.looked) == looks and localizer.searched == 1
     assert estimate.source == f'splatted, {said}'
+
+
+# Noise is aligned with nothing: the last one leaves the pose as it was found.
+@pytest.mark.parametrize('refine, looks', [
+    ((), 0), (('match', 'photometric'), 1), (('photometric',), 0)])
+@pytest.mark.parametrize('network, calibration, looked, said', [
+    (Oracle(moved(TRUTH, 0.1)), SURE, 1, LED), (Oracle(moved(TRUTH, 5.0)), SURE, 1, MISLED),
+    (Oracle(), HOPELESS, 0, UNSURE)])
+def test_a_refined_pose_of_the_hybrid_tells_where_it_came_from(
+        plain, network, calibration, looked, said, refine, looks):
+    localizer = watched(plain, network, calibration, refine=refine)
+    estimate = localizer.localize_and_refine(photograph())
+    assert len(localizer.looked) == looked + looks
+    assert estimate.source == f'splatted, {said}'
+    # From a prior the network is not asked, and what it said of another image is forgotten.
+    assert localizer.localize_and_refine(photograph(), TRUTH).source == 'splatted'
 
 
 def test_the_hybrid_tries_an_unlikely_pose_because_matching_judges_better(plain):
