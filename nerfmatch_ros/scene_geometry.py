@@ -83,8 +83,12 @@ class SceneGeometry(nn.Module):
         self.register_buffer('extent', torch.ones(()))  # metres
 
     def working_view(self, camera: Camera) -> WorkingView:
-        """Choose how the network sees the picture of a camera: as it learned, without a lens."""
-        return working_view(camera, self.config.working_focal, 2 * self.config.longest_side)
+        """Choose how the network sees the picture of a camera: as it learned, without a lens.
+
+        With square pixels: points turn with the camera only where both axes have one scale.
+        """
+        return working_view(
+            camera, self.config.working_focal, 2 * self.config.longest_side, square=True)
 
     def forward(self, pictures: Tensor, rays: Tensor) -> PredictedGeometry:
         """Predict the geometry.

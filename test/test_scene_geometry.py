@@ -135,3 +135,6 @@ def test_any_camera_is_seen_at_the_focal_length_of_the_training():
     view = SceneGeometry(SMALL).working_view(Camera('PINHOLE', 640, 480, 600, 600, 319.5, 239.5))
     assert view.camera.fx == pytest.approx(80, rel=0.02)
     assert view.camera.width % 16 == 0 and view.camera.height % 16 == 0
+    low = SceneGeometry(SMALL).working_view(Camera('PINHOLE', 640, 360, 600, 450, 319.5, 179.5))
+    assert (low.camera.width, low.camera.height) == (view.camera.width, view.camera.height)
+    assert low.camera.fx == pytest.approx(low.camera.fy, rel=0.01)

@@ -10,6 +10,7 @@ from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import inverse, transform_points
 from nerfmatch_ros.mapping.augmentation import AugmentationConfig
 from nerfmatch_ros.mapping.scene_geometry_data import GeometryData
+from nerfmatch_ros.scene_geometry import SceneGeometry, SceneGeometryConfig
 import numpy as np
 import pytest
 import torch
@@ -60,9 +61,10 @@ def test_turned_pictures_show_the_same_points_of_the_room(data, images, room):
     assert np.median(errors) < 1e-3 and np.percentile(errors, 90) < 0.05
 
 
-def test_colours_stay_with_the_directions_that_they_came_from(images):
+@pytest.mark.parametrize('height', [120, 90, 160])  # of pixels that are square, low, or high
+def test_colours_stay_with_the_directions_that_they_came_from(images, height):
     # A picture whose colours are directions: red across, green down.
-    camera = images[0].camera
+    camera = images[0].camera.scaled_to(160, height)
     rays = camera.rays(camera.pixel_grid()).reshape(camera.height, camera.width, 3).numpy()
     pixels = (255 * (rays * 0.8 + 1) / 2).clip(0, 255).astype(np.uint8)
     image = PosedImage('directions', camera, images[0].map_from_camera, pixels=pixels)
@@ -76,6 +78,10 @@ def test_colours_stay_with_the_directions_that_they_came_from(images):
     # At its border a cell shows only half of the photograph.
     inside = batch.seen[0] & (directions[:, :2].abs() < 0.25).all(-1)
     assert inside.sum() > 10
+    assert batch.pictures.shape == (1, 3, 64, 96)  # whatever the shape of the photograph's pixels
+    network = SceneGeometry(SceneGeometryConfig(
+        channels=16, width=16, longest_side=96, working_focal=data.focal))
+    assert data.camera == network.working_view(camera).camera  # as it will be seen
     torch.testing.assert_close(
         2 * cells[inside][:, :2] - 1, 0.8 * directions[inside][:, :2], atol=0.02, rtol=0)
 

@@ -10,6 +10,7 @@ from nerfmatch_ros.errors import ConfigError
 from nerfmatch_ros.evaluation.evaluate import evaluate
 from nerfmatch_ros.geometry.camera import Camera
 from nerfmatch_ros.geometry.pose import pose_distance, transform_points
+from nerfmatch_ros.localization.absolute_pose import PoseEstimate
 from nerfmatch_ros.localization.geometry_trust import GeometryCalibration
 from nerfmatch_ros.localization.hybrid_localizer import HybridLocalizer, LED, MISLED, UNSURE
 from nerfmatch_ros.localization.localizer import Localizer, LocalizerConfig
@@ -25,6 +26,7 @@ import torch
 SMALL = SceneGeometryConfig(channels=16, width=16, longest_side=80, working_focal=64.0)
 LENS = Camera('OPENCV', 240, 180, 190.0, 190.0, 119.0, 90.0, (-0.2, 0.04, 0.001, 0))
 TRUTH = moved(np.eye(4), 0.3, -0.2, 0.5, 0.1, -0.3, 0.05)
+SAME = PoseEstimate(None, 'not refined', None, 0, 0, math.nan)
 SURE = GeometryCalibration(4.0, 0.02, 0.01, 0.3, 0.1, LogisticModel((0.0,) * 7, 3.0, 50))
 UNLIKELY = replace(SURE, model=LogisticModel((0.0,) * 7, -1.0, 50))  # a probability of 0.27
 HOPELESS = replace(SURE, model=LogisticModel((0.0,) * 7, -4.0, 50))
@@ -140,9 +142,9 @@ class Watched(HybridLocalizer):
         return self.answer
 
 
-def watched(plain, network, calibration=SURE, depth=2.0):
-    localizer = Watched(
-        with_geometry(plain, network, calibration), LocalizerConfig(rounds=0, min_inliers=4))
+def watched(plain, network, calibration=SURE, depth=2.0, refine=()):
+    localizer = Watched(with_geometry(plain, network, calibration),
+                        LocalizerConfig(rounds=0, min_inliers=4, refine=refine))
     localizer.looked, localizer.searched = [], 0
     alone = SceneGeometryLocalizer(with_geometry(plain, Oracle(), SURE)).localize(photograph())
     localizer.answer = replace(
@@ -180,6 +182,22 @@ def test_a_network_that_is_wrong_or_unsure_leaves_it_to_the_ordinary_start(
     assert estimate.source == f'splatted, {said}'
 
 
+# Noise is aligned with nothing: the last one leaves the pose as it was found.
+@pytest.mark.parametrize('refine, looks', [
+    ((), 0), (('match', 'photometric'), 1), (('photometric',), 0)])
+@pytest.mark.parametrize('network, calibration, looked, said', [
+    (Oracle(moved(TRUTH, 0.1)), SURE, 1, LED), (Oracle(moved(TRUTH, 5.0)), SURE, 1, MISLED),
+    (Oracle(), HOPELESS, 0, UNSURE)])
+def test_a_refined_pose_of_the_hybrid_tells_where_it_came_from(
+        plain, network, calibration, looked, said, refine, looks):
+    localizer = watched(plain, network, calibration, refine=refine)
+    estimate = localizer.localize_and_refine(photograph())
+    assert len(localizer.looked) == looked + looks
+    assert estimate.source == f'splatted, {said}'
+    # From a prior the network is not asked, and what it said of another image is forgotten.
+    assert localizer.localize_and_refine(photograph(), TRUTH).source == 'splatted'
+
+
 def test_the_hybrid_tries_an_unlikely_pose_because_matching_judges_better(plain):
     localizer = watched(plain, Oracle(moved(TRUTH, 0.1)), UNLIKELY)
     assert localizer.localize(photograph()).source == f'splatted, {LED}'
@@ -198,12 +216,12 @@ def test_a_prior_that_leads_to_a_pose_asks_no_network(plain):
 def test_an_evaluation_judges_the_network_by_its_own_limit(plain, tmp_path):
     # 15 cm off: right for this network, and wrong for the judge of the map.
     localizer = SceneGeometryLocalizer(
-        with_geometry(plain, Oracle(moved(TRUTH, 0.15)), SURE), LocalizerConfig(refine=()))
+        with_geometry(plain, Oracle(moved(TRUTH, 0.15)), SURE))
     image = replace(photograph(), map_from_camera=TRUTH)
     assert localizer.judged_limit == (0.3, 0.1)
     reliable = evaluate(localizer, [image], tmp_path)['reliability']
     assert reliable['sure'] == 1 and reliable['sure_but_wrong'] == 0
-    localizer.config = replace(localizer.config, refine=('match',))
+    localizer.config, localizer.refines = LocalizerConfig(refine=('match',)), True
     assert localizer.judged_limit is None  # the judge of the map has the last word
 
 
@@ -244,9 +262,15 @@ def test_poses_of_the_network_are_refined_only_where_that_is_asked_for(plain, tm
     with_geometry(plain, SceneGeometry(SMALL), SURE).save(tmp_path / 'map')
 
     def steps(name, refine):
-        return load_localizer(tmp_path / 'map', name, refine=refine).config.refine
+        localizer = load_localizer(tmp_path / 'map', name, refine=refine)
+        refined = []
+        localizer.localize = lambda *_: PoseEstimate(TRUTH, '', np.eye(6), 9, 9, 0.5)
+        localizer.refine = lambda *_: refined.extend(localizer.config.refine) or SAME
+        localizer.localize_and_refine(photograph())
+        return tuple(refined)
 
     assert steps('scene_geometry', None) == () == steps('hybrid', 'none')
+    assert steps('scene_geometry', 'none') == ()
     assert steps('hybrid', None) == steps('scene_geometry', 'map') == ('match', 'photometric')
     assert steps('scene_geometry', 'match') == ('match',)
     assert str(load_localizer(tmp_path / 'map', 'hybrid', precision='bfloat16').precision) \

@@ -1,5 +1,7 @@
 """The working picture: sides, focal length, and the way back to the photograph."""
 
+from dataclasses import replace
+
 import cv2
 from nerfmatch_ros.data.working_image import as_tensor, working_focal, working_view
 from nerfmatch_ros.errors import ConfigError
@@ -95,6 +97,54 @@ def test_working_focal_is_of_the_median_camera():
 def test_tensors_have_channels_first_and_end_at_one():
     picture = np.array([[[0, 51, 255]]], np.uint8)
     assert as_tensor(picture).tolist() == [[[0.0]], [[pytest.approx(0.2)]], [[1.0]]]
+
+
+@pytest.mark.parametrize('across, down', [
+    (1.0, 0.75), (0.7, 1.0), (1.0, 0.3), (0.3, 1.5), (1.02, 1.0)])
+@camera
+def test_pixels_that_are_not_square_can_be_made_square(camera, across, down):
+    whole = camera.scaled_to(806, 602)
+    odd = whole.scaled_to(round(806 * across), round(602 * down))
+    view, usual = (working_view(each, 250.0, 800, square=True) for each in (odd, whole))
+    assert view.camera.fx == pytest.approx(view.camera.fy, rel=0.01)
+    assert view.camera.fx == pytest.approx(250, rel=0.01)
+    pixels = view.camera.pixel_grid(16, dtype=torch.float64)
+    torch.testing.assert_close(
+        odd.rays(view.pixels_in_source(pixels)), view.camera.rays(pixels), atol=1e-7, rtol=0)
+    # Both show a thing at the same place.
+    v, u = np.mgrid[:602, :806]
+    picture = np.stack((u / 4, v / 4, 128 + 0 * u), -1).round().astype(np.uint8)
+    seen, expected = (each.picture(cv2.resize(
+        picture, (each.source.width, each.source.height), interpolation=cv2.INTER_AREA),
+    ).astype(float) for each in (view, usual))
+    h, w = np.minimum(seen.shape, expected.shape)[:2]
+    assert abs(seen[:h, :w] - expected[:h, :w])[4:-4, 4:-4].max() < 3
+
+
+@camera
+def test_square_pixels_stay_as_they_are(camera):
+    for down in (0.991, 1.0, 1.009):
+        nearly = replace(camera, fy=camera.fx * down)
+        assert working_view(nearly, 200.0, 240, square=True) == working_view(nearly, 200.0, 240)
+
+
+def test_pixels_that_are_not_square_stay_within_the_longest_side():
+    for odd in (Camera('PINHOLE', 640, 480, 600.0, 200.0, 319.5, 239.5),
+                Camera('PINHOLE', 640, 480, 200.0, 600.0, 319.5, 239.5)):
+        view = working_view(odd, 400.0, 320, square=True).camera
+        assert max(view.width, view.height) <= 320
+        assert view.fx == pytest.approx(view.fy, rel=0.02)
+
+
+def test_what_shrinks_along_one_side_alone_is_averaged():
+    # Stripes of one pixel, across a picture that is enlarged down.
+    odd = Camera('PINHOLE', 600, 100, 500.0, 100.0, 299.5, 49.5)
+    for camera, axis in ((odd, 1), (Camera('PINHOLE', 100, 600, 100.0, 500.0, 49.5, 299.5), 0)):
+        stripes = np.zeros((camera.height, camera.width, 3), np.uint8)
+        stripes[(slice(None), slice(None, None, 2)) if axis else slice(None, None, 2)] = 255
+        view = working_view(camera, 125.0, 800, square=True)
+        picture = view.picture(stripes)
+        assert np.abs(picture.astype(int) - 127).max() < 20
 
 
 def test_a_view_of_a_given_size_squeezes_and_keeps_rays(tmp_path):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 SIDE_MULTIPLE = 16  # the encoders halve a picture four times
+_SQUARE = 0.01  # pixels whose sides differ by no more are square; lenses are not known better
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class WorkingView:
 def _resized(rgb: np.ndarray, camera: Camera) -> np.ndarray:
     if rgb.shape[:2] == (camera.height, camera.width):
         return rgb
+    height, width = rgb.shape[:2]
+    if (camera.width - width) * (camera.height - height) < 0:  # pixels are made square
+        rgb = cv2.resize(rgb, (min(camera.width, width), min(camera.height, height)),
+                         interpolation=cv2.INTER_AREA)
     # Averaging areas makes blocks where there is more than one pixel for each of the source.
     interpolation = cv2.INTER_AREA if camera.width < rgb.shape[1] else cv2.INTER_LINEAR
     return cv2.resize(rgb, (camera.width, camera.height), interpolation=interpolation)
@@ -59,13 +64,15 @@ def _squeezed(rgb: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def working_view(
-    camera: Camera, focal: float, longest_side: int, size: tuple[int, int] | None = None,
+    camera: Camera, focal: float, longest_side: int, size: tuple[int, int] | None = None, *,
+    square: bool = False,
 ) -> WorkingView:
     """Choose the working picture of a camera.
 
     focal: pixels, the map's working focal length; longest_side: pixels, never exceeded, so a
     much longer lens than the map's is shown smaller rather than cropped; size: (width, height)
-    to which every picture is squeezed instead, whatever its shape and lens, as in the paper.
+    to which every picture is squeezed instead, whatever its shape and lens, as in the paper;
+    square: make pixels square that are not, so that both axes have the same focal length
     """
     if size is not None:
         check_working_size(size)
@@ -73,9 +80,12 @@ def working_view(
         pinhole = Camera('PINHOLE', *size, scaled.fx, scaled.fy, scaled.cx, scaled.cy)
         return WorkingView(camera, pinhole if camera.is_pinhole else scaled, pinhole,
                            squeezed=True)
-    scale = min(focal / camera.fx, longest_side / max(camera.width, camera.height))
+    taller = camera.fx / camera.fy if square else 1.0
+    if abs(taller - 1) <= _SQUARE:
+        taller = 1.0
+    scale = min(focal / camera.fx, longest_side / max(camera.width, taller * camera.height))
     width = max(SIDE_MULTIPLE, round(camera.width * scale))
-    height = max(SIDE_MULTIPLE, round(camera.height * scale))
+    height = max(SIDE_MULTIPLE, round(camera.height * scale * taller))
     scaled = camera.scaled_to(width, height)
     pinhole = Camera('PINHOLE', width - width % SIDE_MULTIPLE, height - height % SIDE_MULTIPLE,
                      scaled.fx, scaled.fy, scaled.cx, scaled.cy)

@@ -36,7 +36,18 @@ class HybridLocalizer(Localizer):
     def localize(self, image: PosedImage, prior: np.ndarray | None = None) -> PoseEstimate:
         """Estimate the pose of an image, as `Localizer.localize` does."""
         self._became = ''
-        estimate = super().localize(image, prior)
+        return self._told(super().localize(image, prior))
+
+    def localize_and_refine(
+        self, image: PosedImage, prior: np.ndarray | None = None,
+    ) -> PoseEstimate:
+        """Estimate the pose of an image, as `Localizer.localize_and_refine` does."""
+        return self._told(super().localize_and_refine(image, prior))
+
+    def _told(self, estimate: PoseEstimate) -> PoseEstimate:
+        """Say what became of the scene geometry, which a refined estimate no longer does."""
+        if not self._became or estimate.source.endswith(self._became):
+            return estimate
         sources = [source for source in (estimate.source, self._became) if source]
         return replace(estimate, source=', '.join(sources))
 

@@ -106,6 +106,8 @@ class Localizer:
     several with different precisions need a map each.
     """
 
+    refines = True  # whether `localize_and_refine` does; `refine` does in any case
+
     def __init__(self, scene_map: SceneMap, config: LocalizerConfig | None = None):
         self.scene_map = scene_map
         self.config = config or from_dict(LocalizerConfig, scene_map.localization,
@@ -192,7 +194,7 @@ class Localizer:
         `localize` found it.
         """
         estimate = self.localize(image, prior)
-        if estimate.map_from_camera is None or not self.config.refine:
+        if estimate.map_from_camera is None or not (self.refines and self.config.refine):
             return estimate
         refined = self.refine(image, estimate.map_from_camera)
         return estimate if refined.map_from_camera is None else refined

@@ -43,8 +43,8 @@ def load_localizer(
 ) -> Localizer:
     """Load a map and give the localizer of this name in it.
 
-    threads: of the CPU, None leaves them; refine: steps joined by '+', 'none', 'map' for the map's
-    own; None: those of the map, but none for a pose that the map was not asked for
+    threads: of the CPU, None leaves them; refine: what `localize_and_refine` does, steps joined by
+    '+', 'none', 'map' for the map's own; None: those too, unless scene geometry localizes alone;
     precision: of the networks that match, 'map' for the map's own
     """
     steps = None if refine in (None, 'map') else checked_schedule(
@@ -52,8 +52,7 @@ def load_localizer(
     localizer = make_localizer(load_map(folder, device, threads), name)
     if precision != 'map':
         localizer.set_precision(precision)
-    if refine is None and isinstance(localizer, SceneGeometryLocalizer):
-        steps = ()
+    localizer.refines = localizer.refines or refine is not None
     if steps is not None:
         localizer.config = replace(localizer.config, refine=steps)
     return localizer

@@ -79,10 +79,12 @@ class GeometryReader:
 
 
 class SceneGeometryLocalizer(Localizer):
-    """Localizes by scene geometry alone; `refine` is the map's, where it is asked for.
+    """Localizes by scene geometry alone; `refine` is the map's, as of any localizer.
 
     `set_precision` concerns the map's networks, which only refinement uses.
     """
+
+    refines = False  # a pose in constant time is what it is for; set where more is asked for
 
     def __init__(self, scene_map: SceneMap, config: LocalizerConfig | None = None):
         """Raise ConfigError for a map without scene geometry."""
@@ -93,7 +95,7 @@ class SceneGeometryLocalizer(Localizer):
     def judged_limit(self) -> tuple[float, float] | None:
         """Metres and radians that probabilities are of; None where the map's judge gives them."""
         calibration = self.reader.trust.calibration
-        if calibration is None or self.config.refine:
+        if calibration is None or (self.refines and self.config.refine):
             return None
         return calibration.limit_m, calibration.limit_rad
 

@@ -63,11 +63,13 @@ class GeometryData:
         self.images, self.augmentation, self.with_depth = images, augmentation, with_depth
         self.focal = focal or working_focal([image.camera for image in images], longest_side)
         self.sources = [_Source(working_view(image.camera, min(_FINER * self.focal, max(
-            image.camera.fx, self.focal)), int(2 * _FINER * longest_side))) for image in images]
+            image.camera.fx, self.focal)), int(2 * _FINER * longest_side), square=True))
+            for image in images]
         self.pictures = PictureCache(images, self.sources)
         self._masks: dict[int, Tensor | None] = {}
-        self.cameras = [working_view(image.camera, self.focal, 2 * longest_side).camera
-                        for image in images]
+        # As `SceneGeometry.working_view` shows them.
+        self.cameras = [working_view(
+            image.camera, self.focal, 2 * longest_side, square=True).camera for image in images]
         # One size for all: that of the camera that took most of them.
         self.camera = max(dict.fromkeys(self.cameras), key=self.cameras.count)
 

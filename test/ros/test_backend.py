@@ -2,19 +2,26 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 import shutil
 
 from nerfmatch_ros.demo import DEMO_MAP
 from nerfmatch_ros.errors import ConfigError
+from nerfmatch_ros.localization.geometry_trust import GeometryCalibration
 from nerfmatch_ros.localization.hybrid_localizer import HybridLocalizer
 from nerfmatch_ros.localization.localizer import Localizer
+from nerfmatch_ros.localization.logistic_model import LogisticModel
 from nerfmatch_ros.localization.scene_geometry_localizer import SceneGeometryLocalizer
 from nerfmatch_ros.ros.backend import load_localizer, warm_up, with_clock, with_parameters
 from nerfmatch_ros.ros.parameters import LocalizerParameters
 from nerfmatch_ros.scene_geometry import SceneGeometry, SceneGeometryConfig
-from nerfmatch_ros.scene_map import store_scene_geometry
+from nerfmatch_ros.scene_map import SceneMap, store_scene_geometry
 from nerfmatch_ros.stage_clock import StageClock
+import numpy as np
 import pytest
+from tiny_build import tiny_images
+
+CALIBRATION = GeometryCalibration(4.0, 0.02, 0.01, 0.3, 0.1, LogisticModel((0.0,) * 7, 3.0, 50))
 
 
 class Counts:
@@ -66,3 +73,26 @@ def test_a_clock_is_given_to_who_takes_one():
     assert with_clock(localizer, 'cpu') is localizer and localizer.clock.take() == {}
     stand_in = object()
     assert with_clock(stand_in, 'cpu') is stand_in
+
+
+@pytest.mark.parametrize('name', ['nerfmatch', 'scene_geometry', 'hybrid'])
+def test_who_refines_a_pose_gets_what_the_map_says_whatever_its_localizer(
+        tiny_map, tmp_path, room, name):
+    scene_map = SceneMap.load(tiny_map)
+    says = {**scene_map.localization, 'refine': ['photometric']}  # it is too small to match in
+    replace(scene_map, localization={**says, 'localizer': name},
+            scene_geometry=SceneGeometry(SceneGeometryConfig(channels=16, width=16)),
+            scene_geometry_calibration=CALIBRATION.to_dict()).save(tmp_path / 'map')
+    image = tiny_images(room)[0]
+    expected = Localizer(replace(scene_map, localization=says)).refine(
+        image, image.map_from_camera).map_from_camera
+    localizer = load_localizer(tmp_path / 'map', device='cpu', threads=None, warm=False)
+    assert localizer.config.localizer == name
+    for _ in range(2):  # as the refiner node loads it, and as the localizer node then sets it
+        np.testing.assert_array_equal(
+            localizer.refine(image, image.map_from_camera).map_from_camera, expected)
+        # Only the poses of the network alone are judged by its own limit.
+        assert getattr(localizer, 'judged_limit', None) == (
+            (0.3, 0.1) if name == 'scene_geometry' else None)
+        with_parameters(localizer, LocalizerParameters(map_path='m', rounds=2))
+        assert localizer.config.rounds == 2
