@@ -30,7 +30,7 @@ Precision = Annotated[
     arg(help="of the networks; map: the map's own, auto: half where the device is faster in it")]
 LocalizerName = Annotated[
     Literal['map', 'nerfmatch', 'scene_geometry', 'hybrid'],
-    arg(help="what finds poses; map: what the map says (hybrid, if it has scene geometry), "
+    arg(help="what finds poses; map: what the map says, "
              "nerfmatch: matching with the map, scene_geometry: one network alone, hybrid: "
              "matching from the network's pose")]
 Split = Annotated[

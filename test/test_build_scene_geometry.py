@@ -77,7 +77,7 @@ def test_an_update_drops_scene_geometry_that_does_not_know_what_is_new(folder):
     stages = UpdateStages.__new__(UpdateStages)
     stages.old = SceneMap.load(folder)
     assert stages.old.localization['localizer'] == 'scene_geometry'
-    assert stages._as_built(12).localization.localizer == 'auto'
+    assert stages._as_built(12).localization.localizer == 'nerfmatch'
 
 
 def silent(name):

@@ -239,10 +239,9 @@ def test_localizers_are_made_by_name(plain, name):
     assert type(make_localizer(scene_map, config=LocalizerConfig(localizer=name))) is KINDS[name]
 
 
-def test_a_map_that_says_nothing_uses_what_it_has(plain):
-    assert LocalizerConfig().localizer == 'auto'
+def test_a_map_that_says_nothing_is_matched_with(plain):
     assert type(make_localizer(plain)) is Localizer
-    assert type(make_localizer(with_geometry(plain, Oracle(), SURE))) is HybridLocalizer
+    assert type(make_localizer(with_geometry(plain, Oracle(), SURE))) is Localizer
 
 
 @pytest.mark.parametrize('name', ['scene_geometry', 'hybrid'])

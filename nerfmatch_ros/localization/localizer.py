@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOCALIZERS = ('auto', 'nerfmatch', 'scene_geometry', 'hybrid')  # see make_localizer.py
+LOCALIZERS = ('nerfmatch', 'scene_geometry', 'hybrid')  # see make_localizer.py
 # How far the views of `refine` lie around its estimate (standard deviations).
 NEARBY_SHARE = 0.01  # of the map's extent
 NEARBY_ANGLE = 0.03  # radians
@@ -51,9 +51,8 @@ NEARBY_ANGLE = 0.03  # radians
 class LocalizerConfig:
     """How an image is localized; a map carries the values it was built with."""
 
-    # Which one: 'nerfmatch', or in maps with scene geometry 'scene_geometry' or 'hybrid';
-    # 'auto': hybrid where the map has scene geometry, else nerfmatch
-    localizer: str = 'auto'
+    # Which one: 'nerfmatch', or in maps with scene geometry 'scene_geometry' or 'hybrid'.
+    localizer: str = 'nerfmatch'
     start: str = 'global'  # 'global': against the whole map's surface; 'retrieval': nearest views
     top_k: int = 5  # reference views of a retrieval, solved together
     rounds: int = 3  # most rounds of iterative refinement

@@ -3,7 +3,6 @@
     nerfmatch       matches the image with the map: `localizer.Localizer`
     scene_geometry  one network, one step, no search: `scene_geometry_localizer`
     hybrid          matches, and looks first from where the network says: `hybrid_localizer`
-    auto            hybrid in a map with scene geometry, nerfmatch in others
 """
 
 from dataclasses import replace
@@ -17,7 +16,7 @@ from nerfmatch_ros.localization.scene_geometry_localizer import SceneGeometryLoc
 from nerfmatch_ros.localization.schedule import checked_schedule
 from nerfmatch_ros.scene_map import SceneMap
 
-_KINDS = dict(zip(LOCALIZERS[1:], (Localizer, SceneGeometryLocalizer, HybridLocalizer)))
+_KINDS = dict(zip(LOCALIZERS, (Localizer, SceneGeometryLocalizer, HybridLocalizer)))
 
 
 def make_localizer(
@@ -30,8 +29,6 @@ def make_localizer(
     """
     config = config or from_dict(LocalizerConfig, scene_map.localization, 'map.yaml: localization')
     name = config.localizer if name == 'map' else name
-    if name == 'auto':
-        name = 'nerfmatch' if scene_map.scene_geometry is None else 'hybrid'
     if name not in _KINDS:
         raise ConfigError(f"localizer '{name}' is unknown; use map, {', '.join(LOCALIZERS)}")
     return _KINDS[name](scene_map, config)
