@@ -36,18 +36,20 @@ def test_the_losses_fall(images, tmp_path, monkeypatch):
         assert seen[-1][name] < 0.9 * seen[0][name]
 
 
-def test_a_training_that_was_killed_ends_as_it_would_have(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize('dropout', [0.0, 0.3])
+def test_a_training_that_was_killed_ends_as_it_would_have(images, tmp_path, monkeypatch, dropout):
     monkeypatch.setattr(module, 'CHECKPOINT_STEPS', 3)
-    whole = train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'whole')
+    config = replace(CONFIG, network=replace(NETWORK, dropout=dropout))
+    whole = train_scene_geometry(images, config, checkpoint=tmp_path / 'whole')
 
     def killed(progress, numbers):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, 'save_checkpoint', _then(module.save_checkpoint, killed))
     with pytest.raises(KeyboardInterrupt):
-        train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'cut')
+        train_scene_geometry(images, config, checkpoint=tmp_path / 'cut')
     monkeypatch.undo()
-    resumed = train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'cut')
+    resumed = train_scene_geometry(images, config, checkpoint=tmp_path / 'cut')
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 

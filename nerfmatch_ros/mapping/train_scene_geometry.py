@@ -92,6 +92,8 @@ def train_scene_geometry(
     while clock.running:
         for group in optimizer.param_groups:
             group['lr'] = rate_at(config, clock.step, clock.progress)
+        if model.config.dropout > 0:
+            torch.manual_seed(_seed_of(config, clock.step))
         losses = step_losses(model, _draw(data, config, clock.step), config)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
@@ -158,6 +160,11 @@ def _draw(
     first, *others = (one.draw(config.batch, [config.seed, step]) for one in data)
     known = torch.full((len(first.pictures),), config.labels == 'pose')
     return stacked([replace(first, rotation_known=known), *others])
+
+
+def _seed_of(config: SceneGeometryTraining, step: int) -> int:
+    """Give the seed of what a step leaves out."""
+    return int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0])
 
 
 def rate_at(config: SceneGeometryTraining, step: int, progress: float) -> float:
