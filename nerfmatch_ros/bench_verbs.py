@@ -202,8 +202,8 @@ def bench_localizers(
     from nerfmatch_ros.evaluation.refinement_bench import evenly_chosen
     from nerfmatch_ros.localization.localizer import load_map
     queries = evenly_chosen(read_posed_images(images, named_split(split)), limit)
-    foreign = {folder.resolve().name: evenly_chosen(read_posed_images(folder), limit)
-               for folder in elsewhere}
+    foreign = {name: evenly_chosen(read_posed_images(folder), limit)
+               for name, folder in localizer_bench.told_apart(elsewhere).items()}
     report = localizer_bench.bench_localizers(
         load_map(map, choose_device(device)), queries, foreign, say=print)
     localizer_bench.write_report(report, output=output, markdown=markdown,

@@ -15,9 +15,11 @@ from nerfmatch_ros.config import to_dict
 from nerfmatch_ros.data.posed_image import PosedImage
 from nerfmatch_ros.errors import ConfigError, DataError
 from nerfmatch_ros.evaluation.document import number, row, text_of, with_section
+from nerfmatch_ros.evaluation.evaluate import json_ready
 from nerfmatch_ros.evaluation.metrics import median, pose_errors, PoseErrors, recall
 from nerfmatch_ros.files import write_text
 from nerfmatch_ros.localization.scene_geometry_localizer import GeometryReader
+from nerfmatch_ros.mapping.build_folder import describe_image, MARK, mark_of, mark_work_folder
 from nerfmatch_ros.mapping.map_scene_geometry import GOING_ON_RATE
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining, train_scene_geometry
 from nerfmatch_ros.scene_geometry import SceneGeometry
@@ -36,6 +38,8 @@ COLUMNS = ('median cm', 'median deg', 'within 12 cm, 4 deg', 'parameters', 'ms a
            'CPU s')
 _GOAL = (0.12, 4.0)  # metres, degrees
 _WARM = 2  # images before the clock counts
+_CHECKPOINT, _RESULT = 'checkpoint', 'result.json'  # in the folder of a training
+_REMEDY = 'give another --output, or delete the folder to train anew'
 
 
 @dataclass(frozen=True)
@@ -82,23 +86,15 @@ def bench_scene_geometry(
     Train and measure each variant; what is finished in `output` is kept.
 
     test: posed photographs that are not in `train`. Gives the report, which is also in
-    `output/scene_geometry.json`.
+    `output/scene_geometry.json`. Raises DataError for photographs that cannot be compared and for
+    an output of others, ConfigError for variants that cannot be trained; both before any is.
     """
-    if shared := {image.name for image in train} & {image.name for image in test}:
-        raise DataError(f'{len(shared)} photographs, such as {min(shared)}, are to train and to '
-                        'measure; measure with others')
-    if not test:
-        raise DataError('no photographs are left to measure with; give a data set with a split, '
-                        'or other ones')
-    named = {name: variant_named(name).of(training) for name in variants}
-    report = {'train': len(train), 'test': len(test), 'minutes': minutes, 'results': {}}
-    for name, config in named.items():
-        say(name)
-        report['results'][name] = _Trial(
-            train, config, output / name.replace(' ', '_').replace('/', '_'), device,
-            minutes).figures(test)
-    write_text(output / 'scene_geometry.json', json.dumps(report, indent=1) + '\n')
-    return report
+    _check_images({'to train': train}, test)
+    folders = _folders(variants)
+    trials = {name: _Trial(train, test, variant_named(name).of(training), output / folder, device,
+                           minutes) for name, folder in folders.items()}
+    return _compared(trials, output / 'scene_geometry.json', {
+        'train': len(train), 'test': len(test), 'minutes': minutes}, say)
 
 
 def bench_positions(
@@ -111,25 +107,69 @@ def bench_positions(
 
     Beside that the known ones are learned for as many steps more, which tells what the positions
     add. test: posed photographs of neither. What is finished in `output` is kept; the report is
-    also in `output/positions.json`.
+    also in `output/positions.json`. Raises DataError as `bench_scene_geometry` does.
     """
+    _check_images({'to learn poses from': known, 'to learn positions from': new}, test,
+                  'another share of them')
     further = replace(training, rate=GOING_ON_RATE * training.rate)
-    before = _Trial(known, training, output / 'known', device, minutes)
+    before = _Trial(known, test, training, output / 'known', device, minutes)
     trials = {
         'poses of the known': before,
         '+ more steps with these': _Trial(
-            known, further, output / 'longer', device, minutes, before),
+            known, test, further, output / 'longer', device, minutes, before),
         '+ positions of the new': _Trial(
-            new, replace(further, labels='position'), output / 'positions', device, minutes,
+            new, test, replace(further, labels='position'), output / 'positions', device, minutes,
             before, known)}
+    return _compared(trials, output / 'positions.json', {
+        'train': f'{len(known)} with poses, {len(new)} with positions', 'test': len(test),
+        'minutes': minutes}, say)
+
+
+def _check_images(
+    learned: dict[str, Sequence[PosedImage]], test: Sequence[PosedImage],
+    remedy: str = 'other ones',
+) -> None:
+    """Refuse photographs that cannot be compared; learned: by what they are for."""
+    names = {image.name for images in learned.values() for image in images}
+    if shared := names & {image.name for image in test}:
+        raise DataError(f'{len(shared)} photographs, such as {min(shared)}, are to train and to '
+                        'measure; measure with others')
+    for purpose, images in {**learned, 'to measure with': test}.items():
+        if not images:
+            raise DataError(f'no photographs are left {purpose}; give a data set with a split, '
+                            f'or {remedy}')
+    if unposed := [image.name for image in test if image.map_from_camera is None]:
+        raise DataError(f'{len(unposed)} photographs to measure with, such as {unposed[0]}, have '
+                        'no pose; measure with posed ones')
+
+
+def _folders(variants: Sequence[str]) -> dict[str, str]:
+    """Name the folder of each variant; ConfigError for two that would share one."""
+    folders: dict[str, str] = {}
+    for name in variants:
+        folder = name.replace(' ', '_').replace('/', '_')
+        if folder in folders.values():
+            other = next(given for given in folders if folders[given] == folder)
+            raise ConfigError(f"the variants '{other}' and '{name}' would both lie in the folder "
+                              f"'{folder}'; give each variant once")
+        folders[name] = folder
+    return folders
+
+
+def _compared(
+    trials: dict[str, '_Trial'], path: Path, head: dict, say: Callable[[str], None],
+) -> dict:
+    """Give the report of trials, which is written to `path`; what is refused costs no training."""
+    for trial in trials.values():
+        SceneGeometry(trial.config.network)
+    for trial in trials.values():
+        trial.claim()
     results = {}
     for name, trial in trials.items():
         say(name)
-        results[name] = trial.figures(test)
-    report = {
-        'train': f'{len(known)} with poses, {len(new)} with positions', 'test': len(test),
-        'minutes': minutes, 'results': results}
-    write_text(output / 'positions.json', json.dumps(report, indent=1) + '\n')
+        results[name] = trial.figures()
+    report = json_ready({**head, 'results': results})
+    write_text(path, json.dumps(report, indent=1) + '\n')
     return report
 
 
@@ -154,12 +194,31 @@ class _Trial:
     """One training in a folder that keeps its state and its figures."""
 
     images: Sequence[PosedImage]
+    test: Sequence[PosedImage]
     config: SceneGeometryTraining
     folder: Path
     device: str
     minutes: float | None
     start: '_Trial | None' = None  # whose network this one goes on from
     anchors: Sequence[PosedImage] = ()
+
+    @property
+    def mark(self) -> str:
+        """Give the mark of what the state and the figures depend on."""
+        return mark_of(json.dumps([
+            to_dict(self.config), self.minutes, None if self.start is None else self.start.mark,
+            *([describe_image(image) for image in given]
+              for given in (self.images, self.anchors, self.test))]))
+
+    def claim(self) -> None:
+        """Make the folder; DataError where it holds a training of anything else."""
+        kept = [name for name in (_RESULT, _CHECKPOINT) if (self.folder / name).exists()]
+        if not kept:  # nothing in it could be lost
+            (self.folder / MARK).unlink(missing_ok=True)
+        elif not (self.folder / MARK).exists():
+            raise DataError(f'{self.folder / kept[0]} does not say which photographs it is of; '
+                            f'{_REMEDY}')
+        mark_work_folder(self.folder, self.mark, holds='a training', remedy=_REMEDY)
 
     def network(
         self, report: Callable[[float, dict], None] = lambda progress, numbers: None,
@@ -168,33 +227,28 @@ class _Trial:
         start = None if self.start is None else self.start.network()
         return train_scene_geometry(
             self.images, self.config, start=start, anchors=self.anchors,
-            checkpoint=self.folder / 'checkpoint', minutes=self.minutes, device=self.device,
+            checkpoint=self.folder / _CHECKPOINT, minutes=self.minutes, device=self.device,
             report=report)
 
-    def figures(self, test: Sequence[PosedImage]) -> dict:
-        """Give the figures in the folder, or find them; DataError for those of another training.
+    def figures(self) -> dict:
+        """Give the figures in the folder, which is claimed, or find them.
 
         CPU seconds are those of this run of the program.
         """
-        path, steps = self.folder / 'result.json', [0]
+        path, steps = self.folder / _RESULT, [0]
 
         def count(progress: float, numbers: dict) -> None:
             steps[0] = numbers['step']
 
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
             began = time.process_time()
             network = self.network(count)
             seconds = time.process_time() - began
-            write_text(path, json.dumps({
-                **measured(network, test), 'steps': steps[0], 'cpu_seconds': seconds,
+            write_text(path, json.dumps(json_ready({
+                **measured(network, self.test), 'steps': steps[0], 'cpu_seconds': seconds,
                 'parameters': sum(p.numel() for p in network.parameters()),
-                'training': to_dict(self.config)}))
-        result = json.loads(path.read_text(encoding='utf-8'))
-        if result['training'] != to_dict(self.config):
-            raise DataError(f'{path} was trained otherwise than asked for now; give another '
-                            '--output or delete it')
-        return result
+                'training': to_dict(self.config)})))
+        return json.loads(path.read_text(encoding='utf-8'))
 
 
 def measured(network: SceneGeometry, test: Sequence[PosedImage]) -> dict:

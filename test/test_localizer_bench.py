@@ -10,6 +10,7 @@ from nerfmatch_ros.evaluation.localizer_bench import (
     bench_localizers,
     cells,
     is_sure,
+    told_apart,
     WAYS,
     write_report,
 )
@@ -103,15 +104,26 @@ def test_photographs_without_poses_are_refused(tiny_map, images):
             bench_localizers(SceneMap.load(tiny_map), given)
 
 
+def test_folders_of_other_places_are_told_apart(tmp_path):
+    here = [tmp_path / name for name in ('a/b/photos', 'b/photos', 'c/photos', 'c/hall')]
+    assert told_apart([*here, tmp_path / 'c' / 'x' / '..' / 'hall']) == {
+        'a/b/photos': here[0].resolve(), f'{tmp_path.name}/b/photos': here[1].resolve(),
+        'c/photos': here[2].resolve(), 'hall': here[3].resolve()}
+    assert told_apart([]) == {}
+
+
 def test_the_command_measures_a_real_map(tiny_map, images, tmp_path, monkeypatch, capsys):
     read = []
     monkeypatch.setattr('nerfmatch_ros.data.reader.read_posed_images',
                         lambda folder, *_: read.append(folder.name) or images)
     assert cli.main(['bench', 'localizers', '--map', str(tiny_map), '--images',
-                     str(tmp_path / 'here'), '--elsewhere', str(tmp_path / 'far'), '--limit', '2',
+                     str(tmp_path / 'here'), '--elsewhere', str(tmp_path / 'far'),
+                     str(tmp_path / 'old' / 'far'), '--limit', '2',
                      '--output', str(tmp_path / 'out'), '--device', 'cpu']) == 0
-    assert read == ['here', 'far']
+    assert read == ['here', 'far', 'far']
     report = json.loads((tmp_path / 'out' / 'localizers.json').read_text())
-    assert report['images'] == 2 and report['elsewhere'] == {'far': 2}
+    assert report['images'] == 2 and report['elsewhere'] == {
+        f'{tmp_path.name}/far': 2, 'old/far': 2}
     assert list(report['results']) == ['nerfmatch, whole map', 'nerfmatch, retrieval']
-    assert '2 images; elsewhere 2 of far' in capsys.readouterr().out
+    title = f'2 images; elsewhere 2 of {tmp_path.name}/far, 2 of old/far'
+    assert title in ' '.join(capsys.readouterr().out.split())

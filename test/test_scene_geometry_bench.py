@@ -1,10 +1,13 @@
 """Comparing ways to train scene geometry: the same data, nothing done twice, honest figures."""
 
 from dataclasses import replace
+import json
 
 from nerfmatch_ros import scene_geometry_bench
 from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.errors import ConfigError, DataError
+from nerfmatch_ros.evaluation.metrics import pose_errors
+from nerfmatch_ros.mapping.build_folder import MARK
 from nerfmatch_ros.mapping.train_scene_geometry import SceneGeometryTraining
 from nerfmatch_ros.scene_geometry import SceneGeometry, SceneGeometryConfig
 from nerfmatch_ros.scene_geometry_bench import (
@@ -19,6 +22,10 @@ import pytest
 
 CONFIG = SceneGeometryTraining(
     network=SceneGeometryConfig(channels=16, width=16, longest_side=64), steps=2, batch=2)
+
+
+class _CutShort(Exception):
+    """A stand-in for the training was interrupted."""
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +83,9 @@ def test_positions_go_on_from_poses_and_keep_these_as_anchors(trained, images, t
     count = len(trained)
     assert bench_positions(known, new, test, CONFIG, tmp_path) == report
     assert len(trained) == count  # nothing is done twice
+    with pytest.raises(DataError, match='known holds a training of other photographs'):
+        bench_positions(known[:1], new, test, CONFIG, tmp_path)
+    assert len(trained) == count
 
 
 def test_a_data_set_is_parted_in_its_order(images):
@@ -102,11 +112,104 @@ def test_finished_variants_are_kept(trained, images, tmp_path):
                              tmp_path)
 
 
+@pytest.mark.parametrize('other', ['learned', 'measured', 'minutes'])
+def test_figures_of_another_bench_are_refused(trained, images, tmp_path, other):
+    bench_scene_geometry(images[:3], images[4:], ['pose loss'], CONFIG, tmp_path, minutes=2)
+    train, test = images[:4] if other == 'learned' else images[:3], images[4:]
+    with pytest.raises(DataError, match='pose_loss holds a training of other .* --output'):
+        bench_scene_geometry(train, test[1:] if other == 'measured' else test, ['pose loss'],
+                             CONFIG, tmp_path, minutes=3 if other == 'minutes' else 2)
+    assert len(trained) == 1
+
+
+def test_what_was_cut_short_goes_on_with_its_own_photographs_alone(images, tmp_path, monkeypatch):
+    asked = []
+
+    def cut(given, config, *, checkpoint, **options):
+        asked.append(given)
+        checkpoint.write_bytes(b'a state')
+        raise _CutShort
+
+    monkeypatch.setattr(scene_geometry_bench, 'train_scene_geometry', cut)
+    for _ in range(2):
+        with pytest.raises(_CutShort):
+            bench_scene_geometry(images[:4], images[4:], ['pose loss'], CONFIG, tmp_path)
+    with pytest.raises(DataError, match='other photographs'):
+        bench_scene_geometry(images[1:4], images[4:], ['pose loss'], CONFIG, tmp_path)
+    assert asked == [images[:4]] * 2
+
+
+def test_a_folder_in_which_nothing_was_kept_is_free(images, tmp_path, monkeypatch):
+    asked = []
+
+    def at_once(given, config, **options):
+        asked.append(given)
+        raise _CutShort
+
+    monkeypatch.setattr(scene_geometry_bench, 'train_scene_geometry', at_once)
+    for train in (images[:4], images[:3]):
+        with pytest.raises(_CutShort):
+            bench_scene_geometry(train, images[4:], ['pose loss'], CONFIG, tmp_path)
+    assert asked == [images[:4], images[:3]]
+
+
+def test_figures_that_say_not_what_they_are_of_are_refused(trained, images, tmp_path):
+    bench_scene_geometry(images[:4], images[4:], ['pose loss'], CONFIG, tmp_path)
+    (tmp_path / 'pose_loss' / MARK).unlink()
+    with pytest.raises(DataError, match=r'result.json does not say .* give another --output'):
+        bench_scene_geometry(images[:4], images[4:], ['pose loss'], CONFIG, tmp_path)
+
+
+def test_what_no_variant_can_be_trained_with_is_refused_before_any_is(trained, images, tmp_path):
+    for variants, words in ((('pose loss', 'resnet99'), 'no network .resnet99'),
+                            (('pose loss', '+ consistency', 'pose loss'), "'pose loss' and 'pose"),
+                            (('pose loss', 'pose_loss'), "'pose loss' and 'pose_loss'")):
+        with pytest.raises(ConfigError, match=words):
+            bench_scene_geometry(images[:4], images[4:], variants, CONFIG, tmp_path)
+    bench_scene_geometry(images[:4], images[4:], ['pose loss'], CONFIG, tmp_path)
+    with pytest.raises(DataError, match='holds a training of other'):
+        bench_scene_geometry(images[:3], images[4:], ['+ consistency', 'pose loss'], CONFIG,
+                             tmp_path)
+    assert len(trained) == 1
+
+
+def test_figures_without_an_end_are_none_in_json(trained, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_geometry_bench, 'errors_of', lambda network, images: (
+        pose_errors([None] * 2, [image.map_from_camera for image in images]), 1.0))
+    report = bench_scene_geometry(images[:4], images[4:], ['pose loss'], CONFIG, tmp_path)
+    result = report['results']['pose loss']
+    assert result['median_m'] is None and result['within_goal'] == 0
+    assert scene_geometry_bench.cells(result)[0] == '-'
+
+    def refuse(text):
+        raise AssertionError(f'{text} is no JSON')
+
+    for path in (tmp_path / 'scene_geometry.json', tmp_path / 'pose_loss' / 'result.json'):
+        json.loads(path.read_text(), parse_constant=refuse)
+
+
 def test_what_measures_must_not_have_trained(trained, images, tmp_path):
     with pytest.raises(DataError, match='to train and to measure'):
         bench_scene_geometry(images, images[4:], ['pose loss'], CONFIG, tmp_path)
     with pytest.raises(DataError, match='left to measure'):
         bench_scene_geometry(images, [], ['pose loss'], CONFIG, tmp_path)
+    with pytest.raises(DataError, match='left to train'):
+        bench_scene_geometry([], images, ['pose loss'], CONFIG, tmp_path)
+    unposed = [replace(images[5], map_from_camera=None)]
+    with pytest.raises(DataError, match='no pose'):
+        bench_scene_geometry(images[:4], unposed, ['pose loss'], CONFIG, tmp_path)
+    assert not trained
+
+
+@pytest.mark.parametrize('part, words', [
+    (0, 'to learn poses from'), (1, 'to learn positions from'), (2, 'to measure with')])
+def test_positions_need_photographs_of_every_part(trained, images, tmp_path, part, words):
+    parts = [images[:2], images[2:4], images[4:]]
+    parts[part] = []
+    with pytest.raises(DataError, match=f'left {words}'):
+        bench_positions(*parts, CONFIG, tmp_path)
+    with pytest.raises(DataError, match='to train and to measure'):
+        bench_positions(images[:2], images[2:5], images[4:], CONFIG, tmp_path)
     assert not trained
 
 
@@ -128,7 +231,8 @@ def _shifted(pose):
 
 
 def test_a_training_in_earnest_fills_a_row_and_its_section(images, tmp_path):
-    report = bench_scene_geometry(images[:4], images[4:], ['+ reprojection'], CONFIG,
+    config = replace(CONFIG, rate=1.0)  # so that the points part from each other in two steps
+    report = bench_scene_geometry(images[:4], images[4:], ['+ reprojection'], config,
                                   tmp_path / 'out')
     result = report['results']['+ reprojection']
     assert result['steps'] == 2 and result['median_m'] > 0 and 0 <= result['within_goal'] <= 1

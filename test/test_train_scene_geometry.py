@@ -1,6 +1,7 @@
 """Training of scene geometry: it learns, goes on after an interruption, and from positions."""
 
 from dataclasses import replace
+import math
 
 from nerfmatch_ros.data.synthetic import default_camera, synthetic_images
 from nerfmatch_ros.errors import ConfigError, DataError
@@ -36,18 +37,20 @@ def test_the_losses_fall(images, tmp_path, monkeypatch):
         assert seen[-1][name] < 0.9 * seen[0][name]
 
 
-def test_a_training_that_was_killed_ends_as_it_would_have(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize('dropout', [0.0, 0.3])
+def test_a_training_that_was_killed_ends_as_it_would_have(images, tmp_path, monkeypatch, dropout):
     monkeypatch.setattr(module, 'CHECKPOINT_STEPS', 3)
-    whole = train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'whole')
+    config = replace(CONFIG, network=replace(NETWORK, dropout=dropout))
+    whole = train_scene_geometry(images, config, checkpoint=tmp_path / 'whole')
 
     def killed(progress, numbers):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, 'save_checkpoint', _then(module.save_checkpoint, killed))
     with pytest.raises(KeyboardInterrupt):
-        train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'cut')
+        train_scene_geometry(images, config, checkpoint=tmp_path / 'cut')
     monkeypatch.undo()
-    resumed = train_scene_geometry(images, CONFIG, checkpoint=tmp_path / 'cut')
+    resumed = train_scene_geometry(images, config, checkpoint=tmp_path / 'cut')
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
@@ -144,7 +147,30 @@ def test_the_middle_of_a_scene_lies_ahead_of_its_cameras():
         middle_and_extent(poses[:1])
 
 
-@pytest.mark.parametrize('wrong', [{'labels': 'none'}, {'steps': 0}, {'batch': 0}, {'average': 1}])
+@pytest.mark.parametrize('losses', [{}, {'pose': 0.0}])
+def test_a_training_that_diverges_says_so(images, tmp_path, losses):
+    config = replace(CONFIG, rate=1e30, steps=20, losses=replace(CONFIG.losses, **losses))
+    with pytest.raises(ConfigError, match=r'step \d+ .* scene_geometry.rate 1e\+30.*lower'):
+        train_scene_geometry(images, config, checkpoint=tmp_path / 'state')
+    assert not (tmp_path / 'state').exists()  # which it could not go on from
+
+
+def test_a_gradient_without_end_is_not_learned_from(images, tmp_path, monkeypatch):
+    def steep(*given):
+        losses = step_losses(*given)
+        value = losses['pose']
+        return {**losses, 'pose': value + (value - value.detach()).abs().sqrt()}
+
+    step_losses = module.step_losses
+    monkeypatch.setattr(module, 'step_losses', steep)
+    with pytest.raises(ConfigError, match='step 1 the loss or its gradient'):
+        train_scene_geometry(images, replace(CONFIG, steps=1), checkpoint=tmp_path / 'state')
+
+
+@pytest.mark.parametrize('wrong', [
+    {'labels': 'none'}, {'steps': 0}, {'batch': 0}, {'average': 1}, {'rate': 0.0},
+    {'rate': math.nan}, {'rate': math.inf}, {'weight_decay': -0.1}, {'weight_decay': math.nan},
+    {'weight_decay': math.inf}])
 def test_values_that_no_training_can_work_with_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         replace(CONFIG, **wrong)

@@ -88,6 +88,18 @@ def bench_localizers(
     return report
 
 
+def told_apart(folders: Sequence[Path]) -> dict[str, Path]:
+    """Name folders by their last part, or as many as tell them apart; each folder once."""
+    folders = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    named = {}
+    for folder in folders:
+        ends = (folder.parts[-count:] for count in range(1, len(folder.parts) + 1))
+        own = next(end for end in ends
+                   if sum(other.parts[-len(end):] == end for other in folders) == 1)
+        named['/'.join(own)] = folder
+    return named
+
+
 def is_sure(estimate: PoseEstimate) -> bool:
     """Say whether a pose counts; one without a probability does."""
     return estimate.map_from_camera is not None and not estimate.probability < TRUSTED

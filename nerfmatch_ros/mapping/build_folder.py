@@ -89,14 +89,19 @@ def mark_of(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def mark_work_folder(work: Path, mark: str) -> str:
-    """Make the folder `work`, or find it left by what has the same mark, which it gives."""
+def mark_work_folder(
+    work: Path, mark: str, *, holds: str = 'the unfinished build',
+    remedy: str = 'repeat that command to finish it, or delete the folder to start anew',
+) -> str:
+    """Make the folder `work`, or find it left by what has the same mark, which it gives.
+
+    holds, remedy: for the DataError that tells of another mark.
+    """
     work.mkdir(parents=True, exist_ok=True)
     path = work / MARK
     if path.exists() and path.read_text() != mark:
         raise DataError(
-            f'{work} holds the unfinished build of other photographs, poses, masks or options; '
-            'repeat that command to finish it, or delete the folder to start anew')
+            f'{work} holds {holds} of other photographs, poses, masks or options; {remedy}')
     write_text(path, mark)
     return mark
 

@@ -50,6 +50,11 @@ class SceneGeometryTraining:
             if getattr(self, name) < 1:
                 raise ConfigError(f'scene_geometry.{name} is {getattr(self, name)}; '
                                   'give 1 or more')
+        if not 0 < self.rate < math.inf:
+            raise ConfigError(f'scene_geometry.rate is {self.rate}; give a positive number')
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f'scene_geometry.weight_decay is {self.weight_decay}; '
+                              'give 0 or a positive number')
         if not 0 <= self.average < 1:
             raise ConfigError(f'scene_geometry.average is {self.average}; '
                               'give 0 or more and less than 1')
@@ -69,7 +74,7 @@ def train_scene_geometry(
     step draws depends on the seed and the step alone, so a training that was interrupted goes on
     as it would have. report: called with the progress in [0, 1] and the smoothed losses. Gives
     the average of the weights over the last steps, ready to predict. Raises DataError for
-    photographs without poses or too few of them.
+    photographs without poses or too few of them, ConfigError for a training that diverges.
     """
     if start is None and config.labels == 'position':
         raise ConfigError('positions alone say nothing of the axes of the map; start from a '
@@ -100,16 +105,24 @@ def train_scene_geometry(
     while clock.running:
         for group in optimizer.param_groups:
             group['lr'] = rate_at(config, clock.step, clock.progress)
-        losses = step_losses(model, _draw(data, config, clock.step), config)
+        if model.config.dropout > 0:
+            torch.manual_seed(_seed_of(config, clock.step))
+        try:
+            losses = step_losses(model, _draw(data, config, clock.step), config)
+        except torch.linalg.LinAlgError as error:  # of points that are not numbers
+            raise _diverged(config, clock.step, 'the predicted points') from error
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         optimizer.step()
         kept = min(config.average, (1 + clock.step) / (10 + clock.step))
         follow(both['average'], model, kept)
+        *values, steepness = torch.stack([*losses.values(), norm]).tolist()
+        if not math.isfinite(sum(values) + steepness):
+            raise _diverged(config, clock.step, 'the loss or its gradient')
         clock.tick()
-        for name, value in losses.items():
-            smoothed[name] = 0.97 * smoothed.get(name, value.item()) + 0.03 * value.item()
+        for name, value in zip(losses, values, strict=True):
+            smoothed[name] = 0.97 * smoothed.get(name, value) + 0.03 * value
         if clock.step % 10 == 0:
             report(clock.progress, {**smoothed, 'step': clock.step})
         if clock.step % CHECKPOINT_STEPS == 0:
@@ -166,6 +179,17 @@ def _draw(
     first, *others = (one.draw(config.batch, [config.seed, step]) for one in data)
     known = torch.full((len(first.pictures),), config.labels == 'pose')
     return stacked([replace(first, rotation_known=known), *others])
+
+
+def _diverged(config: SceneGeometryTraining, step: int, what: str) -> ConfigError:
+    """Give the error of a training whose numbers have no end."""
+    return ConfigError(f'scene geometry: in step {step + 1} {what} became infinite or no number, '
+                       f'with scene_geometry.rate {config.rate:g}; give a lower rate')
+
+
+def _seed_of(config: SceneGeometryTraining, step: int) -> int:
+    """Give the seed of what a step leaves out."""
+    return int(np.random.SeedSequence([config.seed, step]).generate_state(1, np.uint64)[0])
 
 
 def rate_at(config: SceneGeometryTraining, step: int, progress: float) -> float:
