@@ -235,7 +235,7 @@ class MapLife:
             surface_cache_points=cache,
             localization=replace(
                 from_dict(LocalizerConfig, old.localization, 'map.yaml: localization'),
-                localizer='auto'))  # the new map has no scene geometry
+                localizer='nerfmatch'))  # the new map has no scene geometry
 
     def _calibrated(self, made: SceneMap, lesson: Lesson) -> SceneMap:
         """Calibrate on held-out photographs; too few leave the calibration of the old map."""
