@@ -168,9 +168,9 @@ class LocalizerParameters(SharedParameters):
         False, 'Take an image with stamp 0 for one of now, for drivers without a clock. '
         'False: it is dropped.')
     localizer: str = parameter(
-        'map', 'What finds poses. map: what the map says, else nerfmatch; nerfmatch: matching with '
-        'the map; scene_geometry: one network alone, without a search; hybrid: matching, which '
-        "looks first from the network's pose. The last two need a map that was built with "
+        'map', 'What finds poses. map: what the map says, else nerfmatch; nerfmatch: matching '
+        'with the map; scene_geometry: one network alone, without a search; hybrid: matching, '
+        "which looks first from the network's pose. The last two need a map that was built with "
         '--scene-geometry.',
         choices=('map', 'nerfmatch', 'scene_geometry', 'hybrid'))
     mode: str = parameter(
