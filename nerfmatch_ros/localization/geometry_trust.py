@@ -28,7 +28,8 @@ from nerfmatch_ros.localization.logistic_model import (
 import numpy as np
 
 SOURCE = 'scene geometry'  # of a PoseEstimate
-TRUSTED = 0.5  # probability from which on a pose counts
+# Probability from which on a pose counts; a wrong one costs more than one that is missing.
+TRUSTED = 0.7
 # Of the points' spread, that map and camera may contradict each other by in a map whose network
 # was never measured.
 _LARGEST_RESIDUAL = 0.5

@@ -104,7 +104,7 @@ class SceneGeometryLocalizer(Localizer):
 
         prior: not looked at, none is needed. Cells count as matches, those that bear the pose as
         inliers; the reprojection error is the median distance from a cell to its point in the map.
-        A pose that is more likely wrong than right is no pose, and the reason says so.
+        A pose that is not likely enough to be right is no pose, and the reason says so.
         """
         with self._stage('geometry'):
             return self.reader.estimate(image)

@@ -35,6 +35,7 @@ import numpy as np
 HARDER = ('plain', 'noise', 'blur', 'dark', 'occluded')  # of the place, as cameras see it
 NO_PLACE = ('pieces', 'mirrored', 'upside down', 'mixed', 'blotches')
 _RENDERED = 0.8  # of the time, for rendering
+_FEWEST_TURNS = 36  # of all photographs together; fewer teach too little of what is no place
 _FEWEST_VIEWS = 8  # that count, for a covariance of their kind alone
 
 
@@ -44,7 +45,7 @@ class GeometryCalibrationConfig:
 
     limit_share: float = 0.1  # of the scene's extent
     limit_degrees: float = 10.0
-    variations: int = 3  # of each photograph and kind
+    variations: int = 3  # of each photograph and kind; more of few photographs
     new_views: int = 40  # that the field renders from new places; none without a field
     seed: int = 0
 
@@ -96,9 +97,10 @@ def calibrate_scene_geometry(
     reader = GeometryReader(network)
     limits = (config.limit_share * float(network.extent), math.radians(config.limit_degrees))
     here, elsewhere = [], []
+    turns = max(config.variations, math.ceil(_FEWEST_TURNS / len(held_out)))
     for number, image in enumerate(held_out):
         random = np.random.default_rng((config.seed, number))
-        for turn in range(config.variations):
+        for turn in range(turns):
             others = [held_out[k].rgb() for k in random.integers(len(held_out), size=3)]
             for kind in HARDER if turn else HARDER[:1]:
                 picture = vary(image.rgb(), kind, random.uniform(), others, random)
