@@ -80,7 +80,8 @@ class GeometryCalibration:
             field.name for field in fields(GeometryCalibration)]
         if sorted(values, key=str) != sorted(names):
             raise ConfigError(f'{where} holds {sorted(map(str, values))}; it needs exactly '
-                              f'{", ".join(names)}')
+                              f'{", ".join(names)}. Measure it again with `nerfmatch '
+                              'train-scene-geometry`')
         return GeometryCalibration(
             **{name: values[name] for name in _NUMBERS},
             model=read_model(_TRAITS, values['model'], f'{where}.model'))
