@@ -181,3 +181,12 @@ def test_depth_of_cells_holds_for_their_pixels():
     assert (known[:, 8] == 0).all()  # of no whole cell
     np.testing.assert_array_equal(known[::2, :8:2], depth)
     np.testing.assert_array_equal(known[1::2, 1:8:2], depth)
+
+
+def test_cells_of_a_tall_picture_may_leave_more_of_it_over_than_there_are_columns():
+    camera = replace(CAMERA, width=47, height=800)
+    image = PosedImage('a', camera, pixels=np.zeros((800, 47, 3), np.uint8),
+                       depth=np.ones((80, 4), np.float32))
+    known = image.depth_map()
+    assert known.shape == (800, 47)
+    assert known[:, :40].all() and not known[:, 40:].any()

@@ -24,7 +24,7 @@ class PosedImage:
     pixels: np.ndarray | None = None  # (H, W, 3) uint8 RGB
     depth_path: Path | None = None  # PNG of 16 bit, or .npy
     # Distance along z, float32 metres, 0 = unknown: of pixels, or of cells of n x n pixels, of
-    # which there are H // n times W // n.
+    # which there are H // n times W // n; n is found along the longer side.
     depth: np.ndarray | None = None
     mask_path: Path | None = None  # picture, 0 = pixels to ignore
     sky_path: Path | None = None  # picture of any size, white = sky
@@ -45,7 +45,8 @@ class PosedImage:
             if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
                 raise DataError(f"image '{self.name}': pixels are {self.pixels.dtype} "
                                 f'{self.pixels.shape}; RGB uint8 (H, W, 3) is needed')
-        if self.depth is not None and self.depth.shape != self._cells():
+        if self.depth is not None and self.depth.shape != tuple(
+                side // self._cell() for side in (self.camera.height, self.camera.width)):
             self._check_size(self.depth, 'the depth in memory')
 
     def rgb(self) -> np.ndarray:
@@ -77,13 +78,12 @@ class PosedImage:
         depth = np.squeeze(raw).astype(np.float32) * np.float32(self.depth_scale)
         return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
-    def _cells(self) -> tuple[int, int]:
-        """Give how many cells the picture has, if those that `depth` is of have n x n pixels."""
-        size = max(1, self.camera.width // max(1, self.depth.shape[1]))
-        return self.camera.height // size, self.camera.width // size
+    def _cell(self) -> int:
+        """Give the pixels n along a cell of `depth`."""
+        return max(1, max(self.camera.width, self.camera.height) // max(1, *self.depth.shape))
 
     def _depth_of_cells(self) -> np.ndarray:
-        size = self.camera.width // self.depth.shape[1]
+        size = self._cell()
         if size == 1:
             return self.depth
         known = np.zeros((self.camera.height, self.camera.width), np.float32)
